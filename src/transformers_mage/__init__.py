@@ -1,0 +1,38 @@
+"""MAGE, the masked generative encoder, for transformers and diffusers. Importing it registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    PreTrainedModel,
+)
+
+from .configuration_mage import MageConfig
+from .masking import MageMasks, sample_mask_ratio, sample_masks
+from .modeling_mage import (
+    MageForImageClassification,
+    MageForMaskedImageModeling,
+    MageModel,
+    MagePreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+AutoConfig.register("mage", MageConfig)
+AutoModel.register(MageConfig, MageModel)
+AutoModelForMaskedImageModeling.register(MageConfig, MageForMaskedImageModeling)
+AutoModelForImageClassification.register(MageConfig, MageForImageClassification)
+
+__all__ = [
+    "MageConfig",
+    "MageForImageClassification",
+    "MageForMaskedImageModeling",
+    "MageMasks",
+    "MageModel",
+    "MagePreTrainedModel",
+    # diffusers looks the base class of a pipeline's component up in the component's library.
+    "PreTrainedModel",
+    "sample_mask_ratio",
+    "sample_masks",
+]

@@ -1,0 +1,742 @@
+"""PyTorch MAGE model: a masked generative encoder over the tokens of a VQGAN (arXiv 2211.09117)."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mage import MageConfig
+from .vq_shortcuts import skip_noop_layers
+
+
+@dataclass
+class MageMaskedImageModelingOutput(ModelOutput):
+    """
+    Output of [`MageForMaskedImageModeling`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, returned when `bool_masked_pos` is given):
+            Label-smoothed cross-entropy over the codes, mean over the masked positions.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, codebook_size)`):
+            Scores of the codes at every position. `None` while training with masks, when only masked positions count.
+        masked_logits (`torch.FloatTensor` of shape `(num_masked, codebook_size)`):
+            Scores at the masked positions, image by image, returned when `bool_masked_pos` is given.
+        masked_labels (`torch.LongTensor` of shape `(num_masked,)`): the codes hidden there.
+        encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_kept, hidden_size)`):
+            The encoder's output for the class token and the tokens that were not dropped.
+        encoder_pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+            Mean over those tokens before the final norm.
+        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): the encoder's, as in every model.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    masked_logits: torch.FloatTensor | None = None
+    masked_labels: torch.LongTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def interpolate_position_embeddings(
+    embeddings: torch.Tensor, trained_grid: tuple[int, int], grid: tuple[int, int]
+) -> torch.Tensor:
+    """
+    Position embeddings of another grid than the trained one, bicubically interpolated; the class position is kept.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`): the trained ones.
+        trained_grid, grid (`tuple[int, int]`): rows and columns of tokens.
+    """
+    if grid == trained_grid:
+        return embeddings
+    image = embeddings[:, 1:].unflatten(1, trained_grid).permute(0, 3, 1, 2)
+    image = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False).to(embeddings.dtype)
+    return torch.cat([embeddings[:, :1], image.flatten(2).transpose(1, 2)], dim=1)
+
+
+class MageEmbeddings(nn.Module):
+    """Class token and tokens: word and learned position embeddings, layer norm, dropout."""
+
+    def __init__(self, config: MageConfig):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
+        self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def class_token(self, batch_size: int, class_labels: torch.LongTensor | None = None) -> torch.Tensor:
+        """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
+        unconditional = self.word_embeddings.weight[self.config.unconditional_token_id]
+        if class_labels is None:
+            return unconditional.expand(batch_size, 1, -1)
+        known = self.class_embeddings(class_labels.clamp(min=0))
+        return torch.where(class_labels[:, None] < 0, unconditional, known)[:, None]
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        grid: tuple[int, int],
+        kept_positions: torch.LongTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
+        class_position, positions = positions[:, :1], positions[:, 1:]
+        if kept_positions is not None:
+            input_ids = input_ids.gather(1, kept_positions)
+            positions = positions[0][kept_positions]
+        class_token = self.class_token(input_ids.shape[0], class_labels) + class_position
+        embeddings = torch.cat([class_token, self.word_embeddings(input_ids) + positions], dim=1)
+        return self.dropout(self.layernorm(embeddings))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class MageAttention(nn.Module):
+    def __init__(self, config: MageConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query, key, value = (
+            project(hidden_states).view(hidden_shape).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, probabilities = attention_interface(
+            self, query, key, value, attention_mask=None, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(*input_shape, -1)), probabilities
+
+
+class MageMLP(nn.Module):
+    """Two layers with dropout after each, as the original's."""
+
+    def __init__(self, config: MageConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
+        return self.dropout(self.fc2(hidden_states))
+
+
+class MageDropPath(nn.Module):
+    """Stochastic depth: drops a whole residual branch for some images (arXiv 1603.09382)."""
+
+    def __init__(self, drop_probability: float):
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_probability == 0 or not self.training:
+            return hidden_states
+        keep = 1 - self.drop_probability
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep) / keep
+
+
+class MageLayer(GradientCheckpointingLayer):
+    """One pre-norm transformer block, of the encoder or of the decoder."""
+
+    def __init__(self, config: MageConfig, hidden_size: int, num_heads: int, intermediate_size: int, drop_path: float):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = MageAttention(config, hidden_size, num_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MageMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = MageDropPath(drop_path)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
+        return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class MageDecoder(nn.Module):
+    """
+    Fills the encoder's features into the whole grid and processes it (section 3.2). Masked positions start from the
+    class token's feature, which so tells every one of them what the image is.
+    """
+
+    def __init__(self, config: MageConfig):
+        super().__init__()
+        self.config = config
+        width, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, width))
+        self.layers = nn.ModuleList(
+            [
+                MageLayer(config, width, heads, config.decoder_intermediate_size, drop_path=0.0)
+                for _ in range(config.decoder_num_hidden_layers)
+            ]
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def fill_grid(
+        self, features: torch.Tensor, is_masked: torch.BoolTensor, kept_positions: torch.LongTensor | None
+    ) -> torch.Tensor:
+        """(batch_size, 1 + sequence_length, width): kept features in their places, padding at masked positions."""
+        padding, features = features[:, :1], features[:, 1:]
+        if kept_positions is not None:
+            grid = padding.expand(-1, is_masked.shape[1], -1)
+            features = grid.scatter(1, kept_positions[..., None].expand_as(features), features)
+        return torch.cat([padding, torch.where(is_masked[..., None], padding, features)], dim=1)
+
+    def forward(
+        self,
+        encoder_hidden_states: torch.Tensor,
+        is_masked: torch.BoolTensor,
+        grid: tuple[int, int],
+        kept_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = self.fill_grid(self.embed(encoder_hidden_states), is_masked, kept_positions)
+        positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
+        hidden_states = hidden_states + positions
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.layernorm(hidden_states[:, 1:])
+
+
+class MageHead(nn.Module):
+    """Scores of the codes: a transform and a product with the detached word embeddings."""
+
+    def __init__(self, config: MageConfig):
+        super().__init__()
+        self.codebook_size = config.codebook_size
+        self.dense = nn.Linear(config.decoder_hidden_size, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        # One bias a vocabulary entry, as published; those beyond the codes are never read.
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layernorm(self.activation_fn(self.dense(hidden_states)))
+        codes = word_embeddings[: self.codebook_size].detach()
+        return F.linear(hidden_states, codes, self.bias[: self.codebook_size])
+
+
+class MagePreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and the features that transformers asks models to declare."""
+
+    config: MageConfig
+    config_class = MageConfig
+    base_model_prefix = "mage"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MageEmbeddings", "MageLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": MageLayer, "attentions": MageAttention}
+    # Half precision would change some tokens; the encoder's features depend on them all.
+    _keep_in_fp32_modules_strict = ["vqvae"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.base_model.vqvae is not None:
+            skip_noop_layers(model.base_model.vqvae)
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, MageAttention):
+            # The original draws queries, keys and values as one matrix, of which each is a third.
+            for project in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(project.weight, gain=2**-0.5)
+        elif isinstance(module, (MageEmbeddings, MageDecoder)):
+            init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, MageHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, VQModel):
+            codes = module.config.num_vq_embeddings
+            init.uniform_(module.quantize.embedding.weight, -1 / codes, 1 / codes)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+class MageModel(MagePreTrainedModel):
+    """
+    The encoder, with the tokenizer inside: features of images.
+
+    Args:
+        config ([`MageConfig`]): the sizes.
+        add_final_layernorm (`bool`): whether `last_hidden_state` is normalised. Classifiers of the mean feature have
+            no such layer.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^classifier\.", r"^fc_norm\.", r"^batch_norm\."]
+
+    def __init__(self, config: MageConfig, add_final_layernorm: bool = True):
+        super().__init__(config)
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
+        self.embeddings = MageEmbeddings(config)
+        drop_paths = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.ModuleList(
+            [
+                MageLayer(config, width, config.num_attention_heads, config.intermediate_size, drop_path)
+                for drop_path in drop_paths
+            ]
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if add_final_layernorm else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings.word_embeddings = value
+
+    @torch.no_grad()
+    def get_image_tokens(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
+        """
+        Tokens of images: the nearest code, by Euclidean distance, of each of the tokenizer's latents.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): in [0, 1].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, rows, columns)`.
+
+        Raises:
+            ValueError: without a tokenizer, or for pixels that it does not take.
+        """
+        self._check_pixel_values(pixel_values)
+        latents = self.vqvae.encode(pixel_values.to(self.vqvae.dtype)).latents
+        codebook = self.vqvae.quantize.embedding.weight
+        vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
+        with torch.autocast(latents.device.type, enabled=False):
+            vectors, codebook = vectors.float(), codebook.float()
+            distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
+        return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
+
+    @torch.no_grad()
+    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
+        """
+        Pixels of tokens.
+
+        Args:
+            image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)` or `(batch_size, sequence_length)`):
+                codes, without masks.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, in about [0, 1]: the tokenizer
+            does not clip, its user does.
+        """
+        self._check_tokenizer("decode tokens")
+        _check_image_tokens(image_tokens, self.config.codebook_size)
+        image_tokens = (
+            image_tokens.unflatten(1, self._grid_of(image_tokens)) if image_tokens.ndim == 2 else image_tokens
+        )
+        # Contiguous, since group norm on the CPU loses a digit in channels-last.
+        latents = self.vqvae.quantize.embedding(image_tokens).permute(0, 3, 1, 2).contiguous()
+        return self.vqvae.decoder(self.vqvae.post_quant_conv(latents))
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_dropped_pos: torch.BoolTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+        num_dropped: int | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): images in [0, 1].
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)` or `(batch_size, rows, columns)`):
+                codes instead of images, or `config.mask_token_id` where unknown. A grid that is not square and not the
+                trained one must come with its rows and columns.
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): positions to hide.
+            bool_dropped_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+                positions that the encoder does not see at all, equally many in each image.
+            class_labels (`torch.LongTensor` of shape `(batch_size,)`): classes; a negative one is unconditional.
+            num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation.
+            interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size, 1 + num_kept, hidden_size)`, the
+            class position first; `pooler_output` of shape `(batch_size, hidden_size)`, the mean of the image tokens
+            before the final norm, which is what linear probing uses (appendix B).
+        """
+        input_ids, grid = self._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
+        self._check_masks(input_ids, bool_masked_pos, bool_dropped_pos)
+        self._check_class_labels(input_ids, class_labels)
+        if bool_masked_pos is not None:
+            input_ids = input_ids.masked_fill(bool_masked_pos, self.config.mask_token_id)
+        kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
+        hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self.layernorm(hidden_states),
+            pooler_output=hidden_states[:, 1:].mean(dim=1),
+        )
+
+    def _prepare_tokens(
+        self, pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None, interpolate_pos_encoding: bool
+    ) -> tuple[torch.LongTensor, tuple[int, int]]:
+        """Tokens of shape (batch_size, sequence_length), and the rows and columns they make."""
+        if (pixel_values is None) == (input_ids is None):
+            given = "neither" if pixel_values is None else "both"
+            raise ValueError(f"Pass either `pixel_values` or `input_ids`, got {given}.")
+        if input_ids is None:
+            input_ids = self.get_image_tokens(pixel_values)
+        _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
+        grid = self._grid_of(input_ids)
+        if grid != self.config.grid_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"The model was trained on grids of {self.config.grid_size} tokens (rows, columns), got {grid}. "
+                "Resize the images, or pass `interpolate_pos_encoding=True`."
+            )
+        return input_ids.flatten(1).long(), grid
+
+    def _grid_of(self, image_tokens: torch.Tensor) -> tuple[int, int]:
+        if image_tokens.ndim == 3:
+            return tuple(image_tokens.shape[1:])
+        length = image_tokens.shape[1]
+        if length == self.config.sequence_length:
+            return self.config.grid_size
+        side = round(length**0.5)
+        if side * side != length:
+            raise ValueError(
+                f"{length} tokens make no square, and the trained grid {self.config.grid_size} has "
+                f"{self.config.sequence_length}. Pass them in shape (batch_size, rows, columns)."
+            )
+        return side, side
+
+    def _check_tokenizer(self, task: str):
+        if self.vqvae is None:
+            raise ValueError(
+                f"This model has no tokenizer (`config.vq_config` is None), so it cannot {task}. Pass `input_ids`, or "
+                "convert the checkpoint together with its tokenizer."
+            )
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        self._check_tokenizer("take `pixel_values`")
+        channels, patch = self.vqvae.config.in_channels, self.config.patch_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}. Use the model's image "
+                "processor, or divide by 255."
+            )
+        height, width = pixel_values.shape[2:]
+        if not len(pixel_values) or height < patch or width < patch or height % patch or width % patch:
+            raise ValueError(
+                f"`pixel_values` must hold images whose sides are multiples of {patch} pixels, got "
+                f"{tuple(pixel_values.shape)}."
+            )
+
+    def _check_masks(self, input_ids: torch.Tensor, masked: torch.BoolTensor | None, dropped: torch.BoolTensor | None):
+        for name, mask in (("bool_masked_pos", masked), ("bool_dropped_pos", dropped)):
+            if mask is not None and (mask.shape != input_ids.shape or mask.dtype != torch.bool):
+                raise ValueError(
+                    f"`{name}` must be a bool tensor of shape {tuple(input_ids.shape)}, got {mask.dtype} of shape "
+                    f"{tuple(mask.shape)}."
+                )
+        if dropped is not None and _is_on_host(dropped):
+            hidden = input_ids == self.config.mask_token_id if masked is None else masked
+            if (dropped & ~hidden).any():
+                raise ValueError("`bool_dropped_pos` marks positions that `bool_masked_pos` does not mask.")
+
+    def _check_class_labels(self, input_ids: torch.Tensor, labels: torch.Tensor | None):
+        if labels is None:
+            return
+        classes = self.config.num_classes
+        if not classes:
+            raise ValueError(
+                "`class_labels` were given to an unconditional model (`config.num_classes` is 0). Leave them out, or "
+                "load a class-conditional model."
+            )
+        if labels.shape != input_ids.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"`class_labels` must be integers of shape ({input_ids.shape[0]},), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}."
+            )
+        if _is_on_host(labels) and labels.numel() and labels.max() >= classes:
+            raise ValueError(f"`class_labels` must be below {classes}, got {int(labels.max())}.")
+
+
+def kept_positions_of(
+    bool_dropped_pos: torch.BoolTensor | None, num_dropped: int | None = None
+) -> torch.LongTensor | None:
+    """(batch_size, num_kept) indices of the positions that the encoder sees, in order; None where it sees all."""
+    if bool_dropped_pos is None:
+        return None
+    if num_dropped is None:
+        counts = bool_dropped_pos.sum(dim=1)
+        num_dropped = int(counts[0])
+        if (counts != num_dropped).any():
+            raise ValueError(
+                "`bool_dropped_pos` must drop the same number of positions in every image, got between "
+                f"{int(counts.min())} and {int(counts.max())}."
+            )
+    num_kept = bool_dropped_pos.shape[1] - num_dropped
+    return bool_dropped_pos.byte().argsort(dim=1, stable=True)[:, :num_kept]
+
+
+class MageForMaskedImageModeling(MagePreTrainedModel):
+    """The whole of MAGE: the encoder, the decoder and the head that predicts the codes of hidden positions."""
+
+    def __init__(self, config: MageConfig):
+        super().__init__(config)
+        self.mage = MageModel(config)
+        self.decoder = MageDecoder(config)
+        self.head = MageHead(config)
+        self.post_init()
+
+    def get_image_tokens(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
+        """See [`MageModel.get_image_tokens`]."""
+        return self.mage.get_image_tokens(pixel_values)
+
+    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
+        """See [`MageModel.decode_image_tokens`]."""
+        return self.mage.decode_image_tokens(image_tokens)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_dropped_pos: torch.BoolTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+        num_dropped: int | None = None,
+        num_masked: int | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MageMaskedImageModelingOutput:
+        r"""
+        Args:
+            pixel_values, input_ids, bool_dropped_pos, class_labels, num_dropped, interpolate_pos_encoding:
+                see [`MageModel.forward`].
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+                positions to hide and predict; with them comes a loss. Positions that hold `config.mask_token_id` in
+                `input_ids` are predicted too, but have no label.
+            num_masked (`int`): masked positions in the whole batch. It spares the device a synchronisation.
+
+        Returns:
+            [`MageMaskedImageModelingOutput`]
+
+        Examples:
+
+        ```python
+        >>> masks = sample_masks(model.config, batch_size=len(pixel_values), device=model.device)
+        >>> loss = model(pixel_values, **masks.as_kwargs()).loss
+        ```
+        """
+        tokens, grid = self.mage._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
+        encoded: BaseModelOutputWithPooling = self.mage(
+            input_ids=tokens.unflatten(1, grid),
+            bool_masked_pos=bool_masked_pos,
+            bool_dropped_pos=bool_dropped_pos,
+            class_labels=class_labels,
+            num_dropped=num_dropped,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        is_masked = tokens == self.config.mask_token_id
+        if bool_masked_pos is not None:
+            _check_labels(is_masked, bool_masked_pos)
+            is_masked = is_masked | bool_masked_pos
+        kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
+        decoded = self.decoder(encoded.last_hidden_state, is_masked, grid, kept_positions, **kwargs)
+        return MageMaskedImageModelingOutput(
+            **self._predict(decoded, tokens, bool_masked_pos, num_masked),
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_pooler_output=encoded.pooler_output,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def _predict(
+        self,
+        decoded: torch.Tensor,
+        tokens: torch.LongTensor,
+        bool_masked_pos: torch.BoolTensor | None,
+        num_masked: int | None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Logits where they are read: at masked positions while training, at all others as well otherwise."""
+        words = self.mage.embeddings.word_embeddings.weight
+        if bool_masked_pos is None:
+            return {"logits": self.head(decoded, words)}
+        rows = _masked_rows(bool_masked_pos, num_masked)
+        labels = tokens.flatten()[rows]
+        if self.training:
+            logits, masked_logits = None, self.head(decoded.flatten(0, 1)[rows], words)
+        else:
+            logits = self.head(decoded, words)
+            masked_logits = logits.flatten(0, 1)[rows]
+        loss = F.cross_entropy(masked_logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        return {"loss": loss, "logits": logits, "masked_logits": masked_logits, "masked_labels": labels}
+
+
+class MageForImageClassification(MagePreTrainedModel):
+    """
+    A classifier over the encoder: of the mean feature before the final norm, or of the class token after it
+    (appendix B). For linear probing a batch norm without affine parameters comes before the linear layer.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^mage\.layernorm\."]
+
+    def __init__(self, config: MageConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        pools_mean = config.classifier_pooling == "mean"
+        self.mage = MageModel(config, add_final_layernorm=not pools_mean)
+        width = config.hidden_size
+        self.fc_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if pools_mean else nn.Identity()
+        probes = config.classifier_batch_norm
+        self.batch_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if probes else nn.Identity()
+        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values, input_ids, interpolate_pos_encoding: see [`MageModel.forward`].
+            labels (`torch.LongTensor` of shape `(batch_size,)`): classes, for a loss.
+
+        Returns:
+            [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`.
+        """
+        outputs: BaseModelOutputWithPooling = self.mage(
+            pixel_values, input_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        pools_mean = self.config.classifier_pooling == "mean"
+        pooled = outputs.pooler_output if pools_mean else outputs.last_hidden_state[:, 0]
+        logits = self.classifier(self.batch_norm(self.fc_norm(pooled)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> torch.LongTensor:
+    """(num_masked,) indices of the masked positions in the flattened batch."""
+    flat = bool_masked_pos.flatten()
+    indices = flat.nonzero() if num_masked is None else torch.nonzero_static(flat, size=num_masked)
+    return indices.squeeze(1)
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    """Whether values can be looked at without stopping an accelerator or a compilation."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_image_tokens(image_tokens: torch.Tensor, codebook_size: int, mask_token_id: int | None = None):
+    if image_tokens.ndim not in (2, 3) or not image_tokens.numel():
+        raise ValueError(
+            "Tokens must have shape (batch_size, sequence_length) or (batch_size, rows, columns) and not be empty, "
+            f"got {tuple(image_tokens.shape)}."
+        )
+    if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
+        raise ValueError(f"Tokens must be integers, got {image_tokens.dtype}.")
+    if not _is_on_host(image_tokens):
+        return
+    is_code = (image_tokens >= 0) & (image_tokens < codebook_size)
+    is_known = is_code if mask_token_id is None else is_code | (image_tokens == mask_token_id)
+    if not is_known.all():
+        allowed = f"codes from 0 to {codebook_size - 1}"
+        allowed += "" if mask_token_id is None else f" or the mask token {mask_token_id}"
+        raise ValueError(f"Tokens must be {allowed}, got {int(image_tokens[~is_known][0])}.")
+
+
+def _check_labels(is_unknown: torch.BoolTensor, bool_masked_pos: torch.BoolTensor):
+    if _is_on_host(is_unknown) and (is_unknown & bool_masked_pos).any():
+        raise ValueError(
+            "`bool_masked_pos` marks positions whose code is unknown (`input_ids` holds the mask token there), so "
+            "there is no label to learn from. Leave `bool_masked_pos` out to predict them."
+        )
+
+
+__all__ = [
+    "MageForImageClassification",
+    "MageForMaskedImageModeling",
+    "MageMaskedImageModelingOutput",
+    "MageModel",
+    "MagePreTrainedModel",
+]

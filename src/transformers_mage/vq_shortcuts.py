@@ -1,0 +1,116 @@
+"""
+Runs a converted tokenizer at the cost of the original.
+
+The tokenizer of MAGE loads exactly into the stock diffusers `VQModel`, at a price: residual blocks, shortcuts and
+poolings that the original does not have or does more cheaply become layers with special weights (zeros, an average).
+`skip_noop_layers` finds them and gives each a class of its own, with the same parameters under the same names, that
+computes the same in the cheap way. Trained tokenizers have no such layers and are left as they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+
+class _Shortcut(nn.Module):
+    """Takes the short way as long as the weights are frozen, and forgets it when others are loaded."""
+
+    stock_class: type[nn.Module]
+
+    def takes_short_way(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.__class__ = self.stock_class
+
+
+class IdentityResnetBlock(_Shortcut, ResnetBlock2D):
+    """A residual block whose branch is zero."""
+
+    stock_class = ResnetBlock2D
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
+        if self.takes_short_way():
+            return input_tensor
+        return super().forward(input_tensor, temb, *args, **kwargs)
+
+
+class BranchOnlyResnetBlock(_Shortcut, ResnetBlock2D):
+    """A residual block whose shortcut is zero."""
+
+    stock_class = ResnetBlock2D
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
+        if not self.takes_short_way():
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        hidden_states = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
+        return self.conv2(self.nonlinearity(self.norm2(hidden_states)))
+
+
+class AveragePoolDownsample(_Shortcut, Downsample2D):
+    """A strided convolution that averages 2 x 2 pixels."""
+
+    stock_class = Downsample2D
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        if self.takes_short_way():
+            return F.avg_pool2d(hidden_states, kernel_size=2)
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+def average_pool_kernel(channels: int) -> torch.Tensor:
+    """
+    The stride-2 kernel, of shape `(channels, channels, 3, 3)`, that pools as the original does under the padding of
+    diffusers' `Downsample2D`, which is one row below and one column to the right.
+    """
+    kernel = torch.zeros(channels, channels, 3, 3)
+    kernel[torch.arange(channels), torch.arange(channels), :2, :2] = 0.25
+    return kernel
+
+
+@torch.no_grad()
+def skip_noop_layers(vqvae: VQModel) -> int:
+    """
+    Lets the layers of `vqvae` that do nothing, or only average, cost nothing. The outputs, the modules' names and the
+    `state_dict` stay the same.
+
+    Returns:
+        `int`: the number of layers that now take the short way.
+    """
+    found = 0
+    for module in vqvae.modules():
+        shortcut = _shortcut_for(module)
+        if shortcut is not None:
+            module.__class__ = shortcut
+            found += 1
+    return found
+
+
+def _shortcut_for(module: nn.Module) -> type[nn.Module] | None:
+    if type(module) is ResnetBlock2D:
+        if module.conv_shortcut is not None:
+            return BranchOnlyResnetBlock if _is_zero(module.conv_shortcut) else None
+        return IdentityResnetBlock if _is_zero(module.conv2) else None
+    if type(module) is Downsample2D and _averages(module):
+        return AveragePoolDownsample
+    return None
+
+
+def _is_zero(layer: nn.Module) -> bool:
+    return not any(parameter.is_meta or parameter.any() for parameter in layer.parameters())
+
+
+def _averages(module: Downsample2D) -> bool:
+    if not module.use_conv or module.padding != 0 or module.norm is not None or module.conv.weight.is_meta:
+        return False
+    weight, bias = module.conv.weight, module.conv.bias
+    if weight.shape[0] != weight.shape[1] or (bias is not None and bias.any()):
+        return False
+    return torch.equal(weight, average_pool_kernel(weight.shape[0]).to(weight))
+
+
+__all__ = ["average_pool_kernel", "skip_noop_layers"]
