@@ -6,7 +6,7 @@ weights (see `convert_tokenizer`), so that both compute the same.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -145,6 +145,11 @@ def tokenizer_config(original: Mapping[str, torch.Tensor]) -> dict:
         "mid_block_add_attention": False,
         "lookup_from_codebook": True,
     }
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """How many numbers the names that match `pattern` run through."""
+    return 1 + max(int(match[1]) for match in (re.match(pattern, name) for name in names) if match)
 
 
 def _convert_down_level(original: Mapping, converted: dict, level: int, width: int, config: dict):

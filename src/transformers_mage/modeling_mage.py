@@ -382,8 +382,8 @@ class MageModel(MagePreTrainedModel):
         Pixels of tokens.
 
         Args:
-            image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)` or `(batch_size, sequence_length)`):
-                codes, without masks.
+            image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)` or
+                `(batch_size, sequence_length)`): codes, without masks.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, in about [0, 1]: the tokenizer
