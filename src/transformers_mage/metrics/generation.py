@@ -1,0 +1,342 @@
+"""Scores of generated images against real ones, over any feature network."""
+
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Array3D, Features
+from torch import Tensor
+from tqdm import tqdm
+
+from .features import FeatureBatch, FeatureExtractor
+from .statistics import (
+    FeatureReservoir,
+    GaussianStatistics,
+    Statistics,
+    SumStatistics,
+    as_double,
+    load_statistics,
+    save_statistics,
+    scramble,
+)
+from .streaming import StreamingMetric
+
+_IMAGES = Array3D((None, None, None), "uint8")
+
+
+class _GenerationMetric(StreamingMetric):
+    key: ClassVar[str]
+    inputs: ClassVar[Features] = Features({"predictions": _IMAGES, "references": _IMAGES})
+
+    def __init__(self, feature_network: Any = "inception", **kwargs: Any):
+        self.extractor = FeatureExtractor(feature_network)
+        self._fixed: dict[str, Statistics] = {}
+        super().__init__(**kwargs)
+
+    def new_statistics(self) -> dict[str, Statistics]:
+        return {side: self.new_side() for side in self._feature_names()}
+
+    def new_side(self) -> Statistics:
+        """Empty statistics of one of the two sides."""
+        raise NotImplementedError
+
+    def update(self, predictions: Any, references: Any) -> None:
+        for side, inputs in (("predictions", predictions), ("references", references)):
+            if inputs is None:
+                continue
+            if side in self._fixed:
+                raise ValueError(f"The `{side}` of {self.name} were loaded from a file; it takes no more of them.")
+            self.update_side(side, self.extractor(inputs))
+
+    def update_side(self, side: str, batch: FeatureBatch) -> None:
+        """Add a batch to one side's statistics."""
+        self.statistics[side].update(batch.features)
+
+    def gather(self) -> dict[str, Statistics] | None:
+        statistics = super().gather()
+        return None if statistics is None else statistics | self._fixed
+
+    def load_statistics(self, path: str | Path, side: str = "references") -> None:
+        """Take one side from a file instead of samples; it stays for all following `compute`s.
+
+        Over several processes every process loads the same file.
+
+        Args:
+            path (`str` or `Path`): what [`save_statistics`] of this metric wrote, or for FID an `.npz` with `mu` and
+                `sigma`.
+            side (`str`, *optional*, defaults to `"references"`): `"references"` or `"predictions"`.
+
+        Raises:
+            ValueError: when the file holds no statistics for this metric.
+        """
+        states, _ = load_statistics(path)
+        if self.key not in states:
+            raise ValueError(f"{path} holds statistics for {sorted(states)}, not for {self.key}.")
+        self._fixed[side] = self.new_side()
+        self._fixed[side].load_state_dict(states[self.key])
+
+    def save_statistics(self, path: str | Path, side: str = "references") -> None:
+        """Write one side's statistics, merged over all processes, to a safetensors file (on process 0)."""
+        statistics = self.gather()
+        if statistics is not None:
+            save_statistics(path, {self.key: statistics[side]})
+
+
+class FrechetInceptionDistance(_GenerationMetric):
+    r"""FID: the Fréchet distance between Gaussians fitted to generated and to real features (arXiv 1706.08500).
+
+    .. math:: \|\mu_1 - \mu_2\|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})
+
+    Means and covariances (unbiased, N - 1) are accumulated in float64: memory is constant, and the result over several
+    processes is that of one up to rounding.
+
+    Inputs of `add_batch` and `compute`, together or one at a time:
+        predictions: generated images `(N, C, H, W)`, uint8 or floats in [0, 1], their features `(N, D)`, or a
+            [`FeatureBatch`].
+        references: the same of real images.
+
+    `compute` returns `{"fid": distance}`, and warns when there are fewer samples than numbers in a feature: the
+    covariance is then singular, and FID is biased upwards by far more than methods differ.
+
+    Args:
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        kwargs: those of [`StreamingMetric`].
+    """
+
+    description = "Fréchet Inception distance"
+    key: ClassVar[str] = "fid"
+
+    def new_side(self) -> GaussianStatistics:
+        return GaussianStatistics()
+
+    def score(self, predictions: GaussianStatistics, references: GaussianStatistics) -> dict[str, float]:
+        for side, statistics in (("predictions", predictions), ("references", references)):
+            _check_moments(side, statistics)
+        if len(predictions.mean) != len(references.mean):
+            sizes = f"{len(predictions.mean)} and {len(references.mean)}"
+            raise ValueError(f"FID compares features of one network; predictions and references have sizes {sizes}.")
+        return {"fid": frechet_distance(predictions, references)}
+
+
+def _check_moments(side: str, statistics: GaussianStatistics) -> None:
+    if statistics.mean is None or statistics.count == 1:
+        raise ValueError(f"FID needs at least two samples on each side; got {statistics.count} {side}.")
+    if not (statistics.mean.isfinite().all() and statistics.covariance.isfinite().all()):
+        raise ValueError(f"The features of the {side} hold NaN or infinity.")
+    if 0 < statistics.count <= len(statistics.mean):
+        warnings.warn(
+            f"{statistics.count} {side} are too few for features of {len(statistics.mean)} numbers: the covariance is "
+            "rank deficient, and FID is biased upwards. Use more samples (50,000 is usual) or KID, which is unbiased.",
+            stacklevel=4,
+        )
+
+
+def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> float:
+    """The squared 2-Wasserstein distance between two Gaussians.
+
+    The trace of (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric:
+    no complex roots appear, and singular covariances need no offset.
+    """
+    covariance, other = as_double(first.covariance), as_double(second.covariance).to(first.covariance.device)
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
+    shift = as_double(first.mean) - as_double(second.mean).to(first.mean.device)
+    return float(shift @ shift + covariance.trace() + other.trace() - 2 * cross)
+
+
+class InceptionScore(_GenerationMetric):
+    r"""IS: how sure a classifier is of each generated image, and how varied they are together (arXiv 1606.03498).
+
+    :math:`\exp(E_x\,\mathrm{KL}(p(y|x) \| p(y)))`, as mean and standard deviation over `num_splits` parts of the
+    samples. An image's part follows from its content, so that it is the same in any order, batching and split over
+    processes; parts differ a little in size.
+
+    Inputs of `add_batch` and `compute`:
+        predictions: generated images `(N, C, H, W)`, the logits `(N, classes)` of a classifier on them, or a
+            [`FeatureBatch`] with logits.
+
+    `compute` returns `{"inception_score": mean, "inception_score_std": standard deviation}`.
+
+    Args:
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        num_splits (`int`, *optional*, defaults to 10): the usual number of parts.
+        kwargs: those of [`StreamingMetric`].
+    """
+
+    description = "Inception Score"
+    key: ClassVar[str] = "inception_score"
+    inputs: ClassVar[Features] = Features({"predictions": _IMAGES})
+
+    def __init__(self, feature_network: Any = "inception", num_splits: int = 10, **kwargs: Any):
+        self.num_splits = num_splits
+        super().__init__(feature_network, **kwargs)
+
+    def new_side(self) -> SumStatistics:
+        return SumStatistics()
+
+    def update_side(self, side: str, batch: FeatureBatch) -> None:
+        if batch.logits is None:
+            raise ValueError(f"{self.name} needs class scores, and the feature network gives none.")
+        log_p = as_double(batch.logits).log_softmax(dim=1)
+        p = log_p.exp()
+        # The high bits of a hash are the well mixed ones.
+        split = (scramble(batch.hashes.to(p.device), seed=self.seed) >> 33) % self.num_splits
+        zeros = p.new_zeros(self.num_splits)
+        self.statistics[side].add(
+            count=zeros.index_add(0, split, torch.ones_like(p[:, 0])),
+            negative_entropy=zeros.index_add(0, split, torch.xlogy(p, p).sum(dim=1)),
+            probabilities=p.new_zeros(self.num_splits, p.shape[1]).index_add(0, split, p),
+        )
+
+    def score(self, predictions: SumStatistics) -> dict[str, float]:
+        if not predictions.sums:
+            raise ValueError(f"{self.name} has seen no samples; call `add_batch` before `compute`.")
+        filled = predictions.sums["count"] > 0
+        count = predictions.sums["count"][filled]
+        marginal = predictions.sums["probabilities"][filled] / count[:, None]
+        divergence = predictions.sums["negative_entropy"][filled] / count - torch.xlogy(marginal, marginal).sum(dim=1)
+        scores = divergence.exp()
+        return {"inception_score": float(scores.mean()), "inception_score_std": float(scores.std(correction=0))}
+
+
+class _ReservoirMetric(_GenerationMetric):
+    """Keeps features: all, or `max_samples` a side."""
+
+    max_samples: int | None = None
+
+    def new_side(self) -> FeatureReservoir:
+        return FeatureReservoir(self.max_samples)
+
+    def update_side(self, side: str, batch: FeatureBatch) -> None:
+        # Another seed a side: an image that is on both sides should not be kept on both or on neither.
+        seed = 2 * self.seed + (side == "references")
+        self.statistics[side].update(batch.features, scramble(batch.hashes, seed))
+
+    def _features(self, predictions: FeatureReservoir, references: FeatureReservoir, minimum: int) -> list[Tensor]:
+        sides = [as_double(predictions.features), as_double(references.features)]
+        for side, features in zip(("predictions", "references"), sides, strict=True):
+            if len(features) < minimum:
+                raise ValueError(f"{self.name} needs at least {minimum} {side}; got {len(features)}.")
+            if not features.isfinite().all():
+                raise ValueError(f"The features of the {side} hold NaN or infinity.")
+        if sides[0].shape[1] != sides[1].shape[1]:
+            sizes = f"{sides[0].shape[1]} and {sides[1].shape[1]}"
+            raise ValueError(f"{self.name} compares features of one network; the two sides have sizes {sizes}.")
+        return [sides[0], sides[1].to(sides[0].device)]
+
+
+class KernelInceptionDistance(_ReservoirMetric):
+    r"""KID: the squared maximum mean discrepancy under the kernel :math:`(x^\top y / D + 1)^3` (arXiv 1801.01401).
+
+    Unlike FID it is unbiased at any number of samples. The usual figure is a mean over random subsets, which
+    approximates the estimate over all pairs of samples; this is that estimate itself, over up to `max_samples` samples
+    a side, with the spread over subsets beside it. Which samples are kept follows from their content, so that
+    memory is constant and any order, batching and split over processes give the same result. (The third moments with
+    which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for Inception.)
+
+    Takes what [`FrechetInceptionDistance`] takes. `compute` returns `{"kid": estimate, "kid_std": spread}`. Slightly
+    negative estimates are in the nature of an unbiased one.
+
+    Args:
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        max_samples (`int`, *optional*, defaults to 10000): samples kept a side; `None` keeps all.
+        num_subsets (`int`, *optional*, defaults to 100), subset_size (`int`, *optional*, defaults to 1000): for the
+            spread; subsets are as large as there are samples where those are fewer.
+        kwargs: those of [`StreamingMetric`], of which `seed` chooses samples and subsets.
+    """
+
+    description = "Kernel Inception distance"
+    key: ClassVar[str] = "kid"
+
+    def __init__(
+        self,
+        feature_network: Any = "inception",
+        max_samples: int | None = 10_000,
+        num_subsets: int = 100,
+        subset_size: int = 1000,
+        **kwargs: Any,
+    ):
+        self.max_samples, self.num_subsets, self.subset_size = max_samples, num_subsets, subset_size
+        super().__init__(feature_network, **kwargs)
+
+    def score(self, predictions: FeatureReservoir, references: FeatureReservoir) -> dict[str, float]:
+        x, y = self._features(predictions, references, minimum=2)
+        size = min(self.subset_size, len(x), len(y))
+        generator = torch.Generator().manual_seed(self.seed)
+        spread = []
+        for _ in tqdm(range(self.num_subsets), desc="KID", leave=False, disable=None):
+            rows, columns = (torch.randperm(len(side), generator=generator)[:size].to(side.device) for side in (x, y))
+            spread.append(polynomial_mmd(x[rows], y[columns]))
+        return {"kid": float(polynomial_mmd(x, y)), "kid_std": float(torch.stack(spread).std(correction=0))}
+
+
+def polynomial_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """The unbiased squared MMD between `x` `(N, D)` and `y` `(M, D)` under (x.y / D + 1)^3: a scalar."""
+    within = [(_kernel_sum(z, z) - ((z * z).mean(dim=1) + 1).pow(3).sum()) / (len(z) * (len(z) - 1)) for z in (x, y)]
+    return within[0] + within[1] - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([(rows @ y.T / y.shape[1] + 1).pow(3).sum() for rows in x.split(_rows_per_block(y))]).sum()
+
+
+def _rows_per_block(columns: Tensor) -> int:
+    """Rows of a pairwise matrix that take about 128 MB in float64."""
+    return max(1, 2**24 // len(columns))
+
+
+class PrecisionRecall(_ReservoirMetric):
+    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, section 3).
+
+    A side's manifold is the union of the balls around its features that reach to their k-th nearest neighbour on the
+    same side. Precision is the share of generated samples inside the real manifold (how many look real), recall the
+    share of real samples inside the generated one (how much of the data is covered).
+
+    Takes what [`FrechetInceptionDistance`] takes. `compute` returns `{"precision": share, "recall": share}`. Features
+    of all samples are kept (float32), and time grows with the square of their number.
+
+    Args:
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`]. The
+            paper uses VGG-16; figures of different networks do not compare.
+        num_neighbors (`int`, *optional*, defaults to 3): k.
+        max_samples (`int`, *optional*): keep only so many samples a side, to bound memory and time.
+        kwargs: those of [`StreamingMetric`].
+    """
+
+    description = "Improved precision and recall"
+    key: ClassVar[str] = "precision_recall"
+
+    def __init__(
+        self,
+        feature_network: Any = "inception",
+        num_neighbors: int = 3,
+        max_samples: int | None = None,
+        **kwargs: Any,
+    ):
+        self.num_neighbors, self.max_samples = num_neighbors, max_samples
+        super().__init__(feature_network, **kwargs)
+
+    def score(self, predictions: FeatureReservoir, references: FeatureReservoir) -> dict[str, float]:
+        generated, real = self._features(predictions, references, minimum=self.num_neighbors + 1)
+        return {
+            "precision": _share_inside(generated, real, _neighbor_distances(real, self.num_neighbors)),
+            "recall": _share_inside(real, generated, _neighbor_distances(generated, self.num_neighbors)),
+        }
+
+
+def _neighbor_distances(features: Tensor, k: int) -> Tensor:
+    """The distance from each feature to its k-th nearest other one: (N, D) -> (N,)."""
+    distances = []
+    for rows in tqdm(torch.arange(len(features)).split(_rows_per_block(features)), "Radii", leave=False, disable=None):
+        block = torch.cdist(features[rows.to(features.device)], features)
+        block[torch.arange(len(rows)), rows] = torch.inf
+        distances.append(block.kthvalue(k, dim=1).values)
+    return torch.cat(distances)
+
+
+def _share_inside(points: Tensor, centers: Tensor, radii: Tensor) -> float:
+    """The share of points inside at least one ball."""
+    blocks = tqdm(points.split(_rows_per_block(centers)), "Inside", leave=False, disable=None)
+    return float(torch.cat([(torch.cdist(rows, centers) <= radii).any(dim=1) for rows in blocks]).double().mean())
