@@ -16,6 +16,8 @@ from .modeling_mage import (
     MageModel,
     MagePreTrainedModel,
 )
+from .pipeline_mage import MagePipeline
+from .scheduling_mage import MageScheduler
 
 __version__ = "0.1.0"
 
@@ -30,7 +32,9 @@ __all__ = [
     "MageForMaskedImageModeling",
     "MageMasks",
     "MageModel",
+    "MagePipeline",
     "MagePreTrainedModel",
+    "MageScheduler",
     # diffusers looks the base class of a pipeline's component up in the component's library.
     "PreTrainedModel",
     "sample_mask_ratio",

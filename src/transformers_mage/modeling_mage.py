@@ -292,7 +292,7 @@ class MagePreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.base_model.vqvae is not None:
-            skip_noop_layers(model.base_model.vqvae)
+            skip_noop_layers(model.base_model.vqvae.requires_grad_(False))
         return loaded
 
     @torch.no_grad()
@@ -334,7 +334,6 @@ class MageModel(MagePreTrainedModel):
     def __init__(self, config: MageConfig, add_final_layernorm: bool = True):
         super().__init__(config)
         width, depth = config.hidden_size, config.num_hidden_layers
-        self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
         self.embeddings = MageEmbeddings(config)
         drop_paths = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(
@@ -344,6 +343,8 @@ class MageModel(MagePreTrainedModel):
             ]
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if add_final_layernorm else nn.Identity()
+        # Last, so that `dtype`, which is the first parameter's, is the encoder's.
+        self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
