@@ -1,5 +1,6 @@
 """MAGE, the masked generative encoder, for transformers and diffusers. Importing it registers the Auto classes."""
 
+from diffusers import SchedulerMixin
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -35,8 +36,9 @@ __all__ = [
     "MagePipeline",
     "MagePreTrainedModel",
     "MageScheduler",
-    # diffusers looks the base class of a pipeline's component up in the component's library.
+    # diffusers looks the base classes of a pipeline's components up in the components' library.
     "PreTrainedModel",
+    "SchedulerMixin",
     "sample_mask_ratio",
     "sample_masks",
 ]
