@@ -319,6 +319,26 @@ class MagePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
+@torch.no_grad()
+def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTensor:
+    """
+    The nearest code, by Euclidean distance, of each latent.
+
+    Args:
+        latents (`torch.Tensor` of shape `(batch_size, dim, rows, columns)`): what a tokenizer encodes images to.
+        codebook (`torch.Tensor` of shape `(codebook_size, dim)`): its codes.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, rows, columns)`.
+    """
+    vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
+    with torch.autocast(latents.device.type, enabled=False):
+        vectors, codebook = vectors.float(), codebook.float()
+        distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
+    return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
+
+
 class MageModel(MagePreTrainedModel):
     """
     The encoder, with the tokenizer inside: features of images.
@@ -369,13 +389,7 @@ class MageModel(MagePreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         latents = self.vqvae.encode(pixel_values.to(self.vqvae.dtype)).latents
-        codebook = self.vqvae.quantize.embedding.weight
-        vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
-        # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
-        with torch.autocast(latents.device.type, enabled=False):
-            vectors, codebook = vectors.float(), codebook.float()
-            distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
-        return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
+        return nearest_codes(latents, self.vqvae.quantize.embedding.weight)
 
     @torch.no_grad()
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:

@@ -1,0 +1,159 @@
+"""Checkpoints that are either whole or not there: written aside, renamed when complete, the last few kept."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from safetensors import SafetensorError
+
+logger = get_logger(__name__)
+
+PREFIX = "checkpoint-"
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass
+class Progress:
+    """
+    Where a run is. It is saved in every checkpoint.
+
+    Attributes:
+        step (`int`): updates made.
+        samples_seen (`int`): images drawn from the data, over all processes.
+        num_skipped (`int`): images among them that could not be read.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    num_skipped: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]):
+        vars(self).update(state)
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The whole checkpoints in `output_dir`, oldest first."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(filter(is_whole, found), key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file that was written is there, in its full length."""
+    try:
+        sizes = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, settings: dict, limit: int) -> bool:
+    """
+    Saves all that `accelerator` has prepared or registered, in the folder `checkpoint-STEP`. All processes call it.
+
+    Args:
+        settings (`dict`): what `settings_of` gives back, to be compared on resuming.
+        limit (`int`): checkpoints to keep.
+
+    Returns:
+        `bool`: whether it worked. Otherwise the reason is logged, and the checkpoints before are still there.
+    """
+    aside, final = Path(output_dir, f".{PREFIX}{step}.partial"), Path(output_dir, f"{PREFIX}{step}")
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    failed = torch.zeros(1, device=accelerator.device)
+    try:
+        accelerator.save_state(str(aside))
+        if accelerator.is_main_process:
+            _finish(aside, settings)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failed += 1
+        _report(aside, error)
+    if accelerator.reduce(failed, "sum").item():
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        return False
+    if accelerator.is_main_process:
+        _put_in_place(aside, final)
+        _remove_old(output_dir, limit)
+    accelerator.wait_for_everyone()
+    return True
+
+
+def _finish(folder: Path, settings: dict):
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / MANIFEST).write_text(json.dumps({"settings": settings, "files": files}, indent=1, default=str))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+
+
+def _put_in_place(aside: Path, final: Path):
+    if final.exists():
+        _remove(final)
+    aside.rename(final)
+    _sync(final.parent)
+
+
+def _remove_old(output_dir: str | Path, limit: int):
+    for path in checkpoints(output_dir)[:-limit]:
+        _remove(path)
+
+
+def _remove(checkpoint: Path):
+    """Renames first, so that a checkpoint is never seen in part."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync(path: Path):
+    """Makes the disk, and not only the operating system, hold what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _report(folder: Path, error: Exception):
+    existing = next(path for path in folder.parents if path.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    logger.error(
+        f"The checkpoint {folder} could not be written: {error}. {free:.0f} MB are free there. The checkpoints before "
+        "it are untouched; training goes on and tries again at the next one.",
+        main_process_only=False,
+    )
+
+
+def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path | None:
+    """
+    The checkpoint to resume from: the folder that is named, or for "latest" the newest whole one of `output_dir`, if
+    there is any.
+
+    Raises:
+        SystemExit: with a message, if the folder that is named holds no whole checkpoint.
+    """
+    if resume_from_checkpoint == "latest":
+        return next(reversed(checkpoints(output_dir)), None)
+    path = Path(resume_from_checkpoint)
+    if not is_whole(path):
+        whole = [str(path) for path in checkpoints(output_dir)]
+        raise SystemExit(f"{path} is no whole checkpoint. Those of {output_dir} are {whole}.")
+    return path
+
+
+def changed_settings(checkpoint: Path, settings: dict) -> dict[str, tuple]:
+    """Values that differ between a checkpoint and now, as {name: (then, now)}."""
+    then = json.loads((checkpoint / MANIFEST).read_text())["settings"]
+    now = json.loads(json.dumps(settings, default=str))
+    return {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}

@@ -1,0 +1,53 @@
+"""Optimiser, learning rate and number of steps of the paper's pre-training recipe (appendix A)."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from .arguments import TrainingArguments
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Biases and other one-dimensional parameters are not decayed."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for _, parameter in trained if parameter.ndim > 1]
+    others = [parameter for _, parameter in trained if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def create_optimizer(model: nn.Module, arguments: TrainingArguments, batch_size: int) -> torch.optim.AdamW:
+    """
+    AdamW, at the learning rate of a global batch of `batch_size` images: base x batch / 256 unless it is given.
+    """
+    scaled = arguments.base_learning_rate * batch_size / 256
+    return torch.optim.AdamW(
+        parameter_groups(model, arguments.weight_decay),
+        lr=scaled if arguments.learning_rate is None else arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        fused=True,
+    )
+
+
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, arguments: TrainingArguments, num_samples: int | None, batch_size: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then cosine to 0, by update."""
+    total = num_updates(arguments, num_samples, batch_size)
+    warmup = arguments.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(arguments.warmup_epochs * num_samples / batch_size) if arguments.warmup_epochs else 0
+    return get_cosine_schedule_with_warmup(optimizer, warmup, total)
+
+
+def num_updates(arguments: TrainingArguments, num_samples: int | None, batch_size: int) -> int:
+    """
+    Raises:
+        ValueError: where the data do not say how many they are, and neither does the command line.
+    """
+    if arguments.max_train_steps:
+        return arguments.max_train_steps
+    if num_samples is None:
+        raise ValueError("A streamed dataset has no known length: say `--max_train_steps` (and `--warmup_steps`).")
+    return math.ceil(arguments.num_train_epochs * num_samples / batch_size)

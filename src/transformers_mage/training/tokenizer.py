@@ -1,0 +1,110 @@
+"""The tokenizer: loading a trained one, and training a VQGAN's autoencoder with a codebook that stays in use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from torch import nn
+
+from ..modeling_mage import MageModel, nearest_codes
+
+
+def load_tokenizer(name_or_path: str) -> VQModel:
+    """
+    Loads a tokenizer from a `VQModel`'s folder or from that of a MAGE model, frozen.
+
+    Raises:
+        SystemExit: with a message, where there is none.
+    """
+    try:
+        is_mage = "vq_config" in (Path(name_or_path, "config.json").read_text() if Path(name_or_path).is_dir() else "")
+        vqvae = MageModel.from_pretrained(name_or_path).vqvae if is_mage else VQModel.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"There is no tokenizer in {name_or_path}: {error}") from error
+    return vqvae.requires_grad_(False).eval()
+
+
+@dataclass
+class TokenizerOutput:
+    """
+    Attributes:
+        reconstruction_loss, codebook_loss, commitment_loss (`torch.Tensor`): scalars.
+        latents (`torch.Tensor` of shape `(num_tokens, dim)`): of the batch, detached.
+        token_ids (`torch.Tensor` of shape `(batch_size, rows, columns)`): their nearest codes.
+        reconstruction (`torch.Tensor` of shape `(batch_size, channels, height, width)`).
+    """
+
+    reconstruction_loss: torch.Tensor
+    codebook_loss: torch.Tensor
+    commitment_loss: torch.Tensor
+    latents: torch.Tensor
+    token_ids: torch.Tensor
+    reconstruction: torch.Tensor
+
+
+class VQModelForTraining(nn.Module):
+    """
+    A diffusers `VQModel` with the losses of VQ-VAE (arXiv 1711.00937, equation 3): the reconstruction passes its
+    gradient straight through the quantisation, codes move to their latents, and latents commit to their codes.
+
+    `VQModel` itself gives one loss with the weights of the last two exchanged, so they are computed here.
+
+    Args:
+        vqvae (`VQModel`): the model to train.
+        l1_share (`float`): share of the absolute in the reconstruction error; the rest is squared.
+    """
+
+    def __init__(self, vqvae: VQModel, l1_share: float = 0.5):
+        super().__init__()
+        self.vqvae = vqvae
+        self.l1_share = l1_share
+        self.register_buffer("usage", torch.zeros(vqvae.config.num_vq_embeddings))
+
+    def forward(self, pixel_values: torch.FloatTensor) -> TokenizerOutput:
+        latents = self.vqvae.quant_conv(self.vqvae.encoder(pixel_values))
+        token_ids = nearest_codes(latents, self.vqvae.quantize.embedding.weight)
+        quantized = self.vqvae.quantize.embedding(token_ids).permute(0, 3, 1, 2)
+        straight_through = latents + (quantized - latents).detach()
+        reconstruction = self.vqvae.decoder(self.vqvae.post_quant_conv(straight_through))
+        return TokenizerOutput(
+            reconstruction_loss=self.reconstruction_loss(reconstruction, pixel_values),
+            codebook_loss=F.mse_loss(quantized, latents.detach()),
+            commitment_loss=F.mse_loss(latents, quantized.detach()),
+            latents=latents.detach().permute(0, 2, 3, 1).flatten(0, 2),
+            token_ids=token_ids,
+            reconstruction=reconstruction.detach(),
+        )
+
+    def reconstruction_loss(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        absolute = F.l1_loss(reconstruction, pixel_values)
+        return self.l1_share * absolute + (1 - self.l1_share) * F.mse_loss(reconstruction, pixel_values)
+
+    @torch.no_grad()
+    def track_usage(self, counts: torch.Tensor, decay: float = 0.99):
+        """Keeps a moving average of how often each code occurs; `counts` of shape `(codebook_size,)`."""
+        self.usage.lerp_(counts.to(self.usage), 1 - decay)
+
+    @torch.no_grad()
+    def revive_dead_codes(self, latents: torch.Tensor, threshold: float) -> int:
+        """
+        Moves codes whose share of the tokens is below `threshold` times the even share to latents drawn at random.
+
+        Args:
+            latents (`torch.Tensor` of shape `(num_tokens, dim)`): the same on all processes.
+
+        Returns:
+            `int`: how many there were.
+        """
+        even_share = self.usage.sum() / len(self.usage)
+        dead = (self.usage <= threshold * even_share).nonzero().squeeze(1)
+        chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
+        self.vqvae.quantize.embedding.weight[dead] = latents[chosen].to(self.vqvae.dtype)
+        self.usage[dead] = even_share
+        return len(dead)
+
+
+def code_perplexity(counts: torch.Tensor) -> torch.Tensor:
+    """exp of the entropy of how the tokens spread over the codes: `codebook_size` if evenly, 1 if all are the same."""
+    return torch.special.entr(counts / counts.sum()).sum().exp()

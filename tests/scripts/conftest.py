@@ -1,0 +1,82 @@
+"""A few made images, and the training scripts as functions that run in this process."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PilImage
+
+ROOT = Path(__file__).parents[2]
+VQ_FLAGS = ["--vq_config.in_channels", "1", "--vq_config.out_channels", "1", "--vq_config.num_vq_embeddings", "16"]
+VQ_FLAGS += ["--vq_config.block_out_channels", "[8, 8]", "--vq_config.norm_num_groups", "4"]
+VQ_FLAGS += ["--vq_config.down_block_types", "[DownEncoderBlock2D, DownEncoderBlock2D]"]
+VQ_FLAGS += ["--vq_config.up_block_types", "[UpDecoderBlock2D, UpDecoderBlock2D]", "--image_size", "8"]
+VQ_FLAGS += ["--vq_config.mid_block_add_attention", "false", "--train_batch_size", "8", "--report_to", "none"]
+MODEL_FLAGS = ["--model.image_size", "8", "--model.hidden_size", "16", "--model.num_hidden_layers", "1"]
+MODEL_FLAGS += ["--model.num_attention_heads", "2", "--model.decoder_hidden_size", "16"]
+MODEL_FLAGS += ["--model.decoder_num_hidden_layers", "1", "--model.decoder_num_attention_heads", "2"]
+MODEL_FLAGS += ["--train_batch_size", "8", "--report_to", "none"]
+
+
+def load_script(name: str) -> Callable[[list[str]], None]:
+    """`main` of scripts/NAME.py, made to start afresh each time."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(argv: list[str]):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        module.main([str(word) for word in argv])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 grey images of a bright square somewhere, saved by `DatasetDict.save_to_disk`."""
+    random = np.random.default_rng(0)
+    images = []
+    for row, column in random.integers(0, 5, (24, 2)):
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[row : row + 3, column : column + 3] = 255
+        images.append(PilImage.fromarray(pixels))
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
+    dataset = Dataset.from_dict({"image": images, "label": [0, 1] * 12}, features=features)
+    folder = tmp_path_factory.mktemp("images")
+    DatasetDict({"train": dataset, "test": dataset.select(range(8))}).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_vqgan() -> Callable[[list[str]], None]:
+    return load_script("train_vqgan")
+
+
+@pytest.fixture(scope="session")
+def train_mage() -> Callable[[list[str]], None]:
+    return load_script("train_mage")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(
+    tmp_path_factory: pytest.TempPathFactory, image_folder: Path, train_vqgan: Callable[[list[str]], None]
+) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    flags = [
+        "--dataset_name",
+        image_folder,
+        "--output_dir",
+        folder,
+        "--max_train_steps",
+        "100",
+        "--logging_steps",
+        "10",
+    ]
+    flags += ["--learning_rate", "0.01", "--checkpointing_steps", "0", "--crop_scale_min", "1"]
+    train_vqgan([*VQ_FLAGS, *flags])
+    return folder
