@@ -17,7 +17,7 @@ from .modeling_mage import (
     MageModel,
     MagePreTrainedModel,
 )
-from .pipeline_mage import MagePipeline
+from .pipeline_mage import MagePipeline, MagePipelineOutput
 from .scheduling_mage import MageScheduler
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "MageMasks",
     "MageModel",
     "MagePipeline",
+    "MagePipelineOutput",
     "MagePreTrainedModel",
     "MageScheduler",
     # diffusers looks the base classes of a pipeline's components up in the components' library.

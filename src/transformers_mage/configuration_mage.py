@@ -50,7 +50,8 @@ class MageConfig(PreTrainedConfig):
         label_smoothing (`float`, *optional*, defaults to 0.1):
             Label smoothing of the training losses.
         num_classes (`int`, *optional*, defaults to 0):
-            Number of classes that generation can be conditioned on; 0 is the unconditional model.
+            Number of classes that generation can be conditioned on; 0 is the unconditional model. `id2label` names
+            them, and has as many entries unless it is given.
         class_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability that a training image's class is replaced by the unconditional token, for guidance.
         classifier_pooling (`str`, *optional*, defaults to `"mean"`):
@@ -109,6 +110,8 @@ class MageConfig(PreTrainedConfig):
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.decoder_intermediate_size = self.decoder_intermediate_size or 4 * self.decoder_hidden_size
         self.drop_ratio = self.mask_ratio_min if self.drop_ratio is None else self.drop_ratio
+        if self.num_classes > 0 and self.id2label is None:
+            kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
 
     @property

@@ -616,6 +616,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         ```
         """
         tokens, grid = self.mage._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
+        if self.training and class_labels is not None:
+            class_labels = self._drop_classes(class_labels)
         encoded: BaseModelOutputWithPooling = self.mage(
             input_ids=tokens.unflatten(1, grid),
             bool_masked_pos=bool_masked_pos,
@@ -638,6 +640,13 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def _drop_classes(self, class_labels: torch.LongTensor) -> torch.LongTensor:
+        """Replaces some labels by the unconditional token, so that guidance has something to contrast a class with."""
+        if self.config.class_dropout_prob == 0:
+            return class_labels
+        is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+        return class_labels.masked_fill(is_dropped, -1)
 
     def _predict(
         self,

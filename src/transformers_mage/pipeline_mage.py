@@ -1,26 +1,59 @@
 """MagePipeline: images from a MAGE model by iterative decoding, from nothing or around what is known."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
+from diffusers import DiffusionPipeline, VQModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.utils import BaseOutput
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .conditioning import (
+    GUIDANCE_SCHEDULES,
+    UNCONDITIONAL_LABEL,
+    ClassLabels,
+    apply_guidance,
+    guidance_at,
+    resolve_class_labels,
+)
+from .editing import (
+    Canvas,
+    canvas_size,
+    check_canvas_side,
+    merge_windows,
+    parse_padding,
+    split_into_windows,
+)
 from .modeling_mage import MageForMaskedImageModeling
-from .scheduling_mage import MageScheduler
+from .scheduling_mage import MageScheduler, rand_tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
+@dataclass
+class MagePipelineOutput(BaseOutput):
+    """
+    Output of [`MagePipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): as `output_type` asks.
+        steps (`torch.LongTensor` of shape `(num_inference_steps, batch_size, rows, columns)`, *optional*):
+            the tokens after each step, `config.mask_token_id` where still unknown, with `return_steps=True`.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    steps: torch.LongTensor | None = None
+
+
 class MagePipeline(DiffusionPipeline):
     r"""
-    Generates images, and repaints parts of them.
+    Generates images, unconditionally or of a class, and edits images: repaints, extends and varies them.
 
     Args:
         model ([`MageForMaskedImageModeling`]): the model, its tokenizer inside.
@@ -31,7 +64,7 @@ class MagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "model"
     _optional_components = ["image_processor"]
-    _callback_tensor_inputs = ["tokens"]
+    _callback_tensor_inputs = ["tokens", "preview"]
 
     def __init__(
         self,
@@ -48,9 +81,8 @@ class MagePipeline(DiffusionPipeline):
         is_grey = self.vqvae is not None and self.vqvae.config.in_channels == 1
         channels = {"do_convert_grayscale": True} if is_grey else {"do_convert_rgb": True}
         self.pixel_processor = VaeImageProcessor(resample="bicubic", **channels, **prepare)
-        self.mask_processor = VaeImageProcessor(
-            resample="nearest", do_binarize=True, do_convert_grayscale=True, **prepare
-        )
+        self.mask_processor = VaeImageProcessor(resample="nearest", do_convert_grayscale=True, **prepare)
+        self._code_images = None
 
     @property
     def vqvae(self) -> VQModel | None:
@@ -64,86 +96,162 @@ class MagePipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 0.0,
+        guidance_schedule: str = "linear",
         image: PipelineImageInput | None = None,
         mask_image: PipelineImageInput | None = None,
+        padding: int | Sequence[int] | None = None,
+        strength: float | None = None,
+        feather: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        return_steps: bool = False,
         callback_on_step_end: Callable[["MagePipeline", int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
-    ) -> ImagePipelineOutput | tuple:
+    ) -> MagePipelineOutput | tuple:
         r"""
         Args:
-            num_images (`int`, *optional*, defaults to 1): images to make; with `image`, of each of them.
+            num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
             num_inference_steps (`int`, *optional*): decoding steps; the scheduler's default (20 in the paper).
             temperature (`float`, *optional*): strength of the noise on the choice of tokens to keep; more gives more
                 diverse images. The scheduler's default (6.0 in the paper for ViT-B).
             generator (`torch.Generator` or a list of them, one an image, *optional*):
                 with a list, image i does not depend on the other images.
+            class_labels (`int`, `str`, `None`, a list of them or `torch.LongTensor`, *optional*):
+                classes, by id or by name (`config.id2label`), for a class-conditional model; `None` is no class.
+            guidance_scale (`float`, *optional*, defaults to 0.0):
+                classifier-free guidance: logits are cond + g (cond - uncond). 0 is no guidance, at half the cost.
+                Without a class both are the same, so that it changes nothing.
+            guidance_schedule (`str`, *optional*, defaults to `"linear"`):
+                how g comes to `guidance_scale` over the share r of steps done: `"linear"`, r; `"constant"`, 1;
+                `"cosine"`, (1 - cos(pi r)) / 2.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                images to repaint, resized to the model's size.
-            mask_image (of the same types, *optional*): white is repainted, black is kept to the pixel.
+                images to edit, resized to cover the model's size at their own shape, in whole tokens.
+            mask_image (of the same types, *optional*):
+                white is repainted, black is kept to the pixel, grey shows both. As large as its image.
+            padding (`int` or `tuple[int, int, int, int]`, *optional*):
+                pixels to add around the resized image (outpainting), or on its left, top, right and bottom.
+            strength (`float`, *optional*): share of the tokens, above 0 and up to 1, drawn at random, that is made
+                anew: variations of `image`, or of what `mask_image` covers.
+            feather (`int`, *optional*): pixels, inside of what is repainted, over which its edge is blended; one
+                token by default, 0 for none.
+            height, width (`int`, *optional*): size in pixels of the images to make, or to resize `image` to before
+                padding (so a small one with much padding uncrops). Beyond the model's size it sees the canvas through
+                overlapping windows. The model's size by default.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"`, (batch_size, height, width, channels) in [0, 1]; `"pt"`, (batch_size, channels,
                 height, width) in [0, 1]; `"latent"`, tokens of shape (batch_size, rows, columns).
-            return_dict (`bool`): return an [`ImagePipelineOutput`] rather than a tuple.
+            return_dict (`bool`): return a [`MagePipelineOutput`] rather than a tuple.
+            return_steps (`bool`): return the tokens of every step too.
             callback_on_step_end (`Callable`, *optional*):
-                called as `callback(pipe, step, timestep, {"tokens": tokens})` after each step; tokens in the
-                dictionary that it returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs (`Sequence[str]`): what the callback is given; only `"tokens"` exists.
+                called as `callback(pipe, step, timestep, {"tokens": tokens})` after each step; tokens, of shape
+                (batch_size, sequence_length), in the dictionary that it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`): what the callback is given: `"tokens"`; `"preview"`,
+                images as [`~MagePipeline.preview`] makes them.
 
         Returns:
-            [`ImagePipelineOutput`] or `tuple`: the images.
+            [`MagePipelineOutput`] or `tuple`: the images, and the steps if asked for.
 
         Raises:
             ValueError: for arguments that make no images; the message says which would do.
         """
-        self.check_inputs(num_images, image, mask_image, output_type, callback_on_step_end_tensor_inputs)
-        self.scheduler.set_timesteps(num_inference_steps, temperature)
-        known_pixels, mask = self._prepare_known(image, mask_image, num_images)
-        tokens = self._prepare_tokens(num_images, known_pixels, mask)
-        with self.progress_bar(total=self.scheduler.num_inference_steps) as progress_bar:
+        self._check_output(num_images, image, output_type, callback_on_step_end_tensor_inputs)
+        self._check_guidance(guidance_scale, guidance_schedule)
+        self._check_editing(image, mask_image, padding, strength, feather)
+        labels = resolve_class_labels(self.model.config, class_labels)
+        prompts = _num_prompts(image, labels)
+        canvas = self._prepare_canvas(prompts, image, mask_image, padding, height, width).repeat(num_images)
+        labels = self._prepare_labels(labels, prompts, num_images)
+        self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
+        tokens = self._hide_tokens(canvas, strength, generator).flatten(1)
+        self._code_images, steps = None, []
+        num_steps = self.scheduler.num_inference_steps
+        with self.progress_bar(total=num_steps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps.tolist()):
-                logits = self.model(input_ids=tokens).logits
+                guidance = guidance_at(guidance_scale, guidance_schedule, (step + 1) / num_steps)
+                logits = self._predict_logits(tokens.unflatten(1, canvas.grid_size), labels, guidance)
                 tokens = self.scheduler.step(logits, timestep, tokens, generator).prev_sample
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, timestep, {"tokens": tokens}) or {}
-                    tokens = changed.get("tokens", tokens)
+                    offered = self._offer(callback_on_step_end_tensor_inputs, tokens, canvas.grid_size)
+                    tokens = (callback_on_step_end(self, step, timestep, offered) or {}).get("tokens", tokens)
+                if return_steps:
+                    steps.append(tokens.unflatten(1, canvas.grid_size))
                 progress_bar.update()
-        images = self._finish(tokens, known_pixels, mask, output_type)
+        images = self._finish(tokens.unflatten(1, canvas.grid_size), canvas, feather, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        output = MagePipelineOutput(images=images, steps=torch.stack(steps) if return_steps else None)
+        return output if return_dict else output.to_tuple()
 
-    def check_inputs(
-        self,
-        num_images: int,
-        image: PipelineImageInput | None,
-        mask_image: PipelineImageInput | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+    def _check_output(
+        self, num_images: int, image: PipelineImageInput | None, output_type: str, callback_inputs: Sequence[str]
     ):
         if not isinstance(num_images, int) or num_images < 1:
             raise ValueError(f"`num_images` must be a whole number of at least 1, got {num_images!r}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` can hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
-        if self.vqvae is None and (image is not None or output_type != "latent"):
+        needs_pixels = image is not None or output_type != "latent" or "preview" in callback_inputs
+        if self.vqvae is None and needs_pixels:
             raise ValueError(
                 "This model has no tokenizer, so it can neither read nor make pixels. Pass `output_type='latent'` for "
                 "its tokens, or load a model with a tokenizer."
             )
-        if (image is None) != (mask_image is None):
-            missing = "`mask_image` (white where to repaint)" if mask_image is None else "`image`"
-            raise ValueError(f"Repainting takes both `image` and `mask_image`; {missing} is missing.")
-        if image is not None:
-            self._check_sizes(_sizes(image), _sizes(mask_image))
 
-    def _check_sizes(self, image_sizes: list[tuple[int, int]], mask_sizes: list[tuple[int, int]]):
-        if not image_sizes or any(0 in size for size in (*image_sizes, *mask_sizes)):
+    def _check_guidance(self, guidance_scale: float, guidance_schedule: str):
+        if guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {guidance_schedule!r}."
+            )
+        if not 0 <= guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be 0 (no guidance) or more and finite, got {guidance_scale}.")
+        config = self.model.config
+        if guidance_scale == 0 or (config.num_classes and config.class_dropout_prob > 0):
+            return
+        reason = (
+            "was trained with classes only (`config.class_dropout_prob` is 0), so it has no unconditional prediction"
+            if config.num_classes
+            else "is unconditional (`config.num_classes` is 0), so it has no class"
+        )
+        raise ValueError(f"`guidance_scale` is {guidance_scale}, but this model {reason} to guide by. Leave it at 0.")
+
+    def _check_editing(
+        self,
+        image: PipelineImageInput | None,
+        mask_image: PipelineImageInput | None,
+        padding: int | Sequence[int] | None,
+        strength: float | None,
+        feather: int | None,
+    ):
+        changes = {"mask_image": mask_image, "padding": padding, "strength": strength}
+        given = [name for name, value in changes.items() if value is not None]
+        if image is None and given:
+            raise ValueError(f"`{given[0]}` says what to change in an `image`, which is missing.")
+        if image is not None and not given:
+            raise ValueError(
+                "Editing an `image` takes what to change in it, which is missing: `mask_image` (white where to "
+                "repaint), `padding` or `strength`."
+            )
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"`strength` must lie above 0 and be at most 1, got {strength}.")
+        if strength is not None and padding is not None:
+            raise ValueError("`padding` has nothing to vary: pass either `strength` or `padding`.")
+        if feather is not None and (not isinstance(feather, int) or feather < 0):
+            raise ValueError(f"`feather` must be a whole number of pixels, 0 or more, got {feather!r}.")
+        if image is not None:
+            self._check_sizes(_sizes(image), None if mask_image is None else _sizes(mask_image))
+
+    def _check_sizes(self, image_sizes: list[tuple[int, int]], mask_sizes: list[tuple[int, int]] | None):
+        if not image_sizes or any(0 in size for size in (*image_sizes, *(mask_sizes or ()))):
             raise ValueError(f"`image` and `mask_image` must hold pixels, got sizes {image_sizes} and {mask_sizes}.")
+        if mask_sizes is None:
+            return
         if len(mask_sizes) not in (1, len(image_sizes)):
             raise ValueError(
                 f"Pass one mask, or one for each of the {len(image_sizes)} images, got {len(mask_sizes)}."
@@ -155,46 +263,123 @@ class MagePipeline(DiffusionPipeline):
                     f"`mask_image` must be as large as its image, {size} (height, width), got {mask_size}. Resize it."
                 )
 
-    def _prepare_known(
-        self, image: PipelineImageInput | None, mask_image: PipelineImageInput | None, num_images: int
-    ) -> tuple[torch.FloatTensor | None, torch.FloatTensor | None]:
-        """Pixels in [0, 1], (batch_size, channels, height, width), and a mask with one channel, 1 where to repaint."""
-        if image is None:
-            return None, None
-        rows, columns = self.model.config.grid_size
+    def _prepare_canvas(
+        self,
+        prompts: int,
+        image: PipelineImageInput | None,
+        mask_image: PipelineImageInput | None,
+        padding: int | Sequence[int] | None,
+        height: int | None,
+        width: int | None,
+    ) -> Canvas:
+        """What is known of each prompt's image: nothing, or the pixels and tokens of `image` amid the padding."""
         patch = self.model.config.patch_size
-        size = {"height": rows * patch, "width": columns * patch}
-        pixels = self.pixel_processor.preprocess(image, **size).to(self._execution_device, torch.float32)
-        mask = self.mask_processor.preprocess(mask_image, **size).to(pixels)
-        mask = mask.expand(len(pixels), -1, -1, -1)
-        return pixels.repeat_interleave(num_images, dim=0), mask.repeat_interleave(num_images, dim=0)
+        height, width = self._canvas_size(image, height, width)
+        if image is None:
+            canvas = Canvas.blank(prompts, (height // patch, width // patch), self._execution_device)
+        else:
+            pixels = self.pixel_processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
+            if mask_image is not None:
+                mask = self.mask_processor.preprocess(mask_image, height, width).to(pixels)
+            else:
+                mask = torch.full_like(pixels[:, :1], float(padding is None))
+            # Before padding, so that the tokenizer sees no made-up pixels.
+            tokens = self.model.get_image_tokens(pixels)
+            canvas = Canvas.from_image(tokens, pixels, mask).pad(parse_padding(padding, patch))
+            canvas = canvas.repeat(prompts // len(pixels))
+        self._check_grid(canvas.grid_size)
+        return canvas
 
-    def _prepare_tokens(
-        self, num_images: int, known_pixels: torch.FloatTensor | None, mask: torch.FloatTensor | None
+    def _canvas_size(self, image: PipelineImageInput | None, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width, in pixels, of the images before padding."""
+        patch = self.model.config.patch_size
+        trained = tuple(patch * side for side in self.model.config.grid_size)
+        if height is None and width is None:
+            return trained if image is None else canvas_size(_sizes(image), trained, patch)
+        if height is None or width is None:
+            raise ValueError(f"Pass both `height` and `width` or none, got {height} and {width}.")
+        check_canvas_side("height", height, patch)
+        check_canvas_side("width", width, patch)
+        return height, width
+
+    def _check_grid(self, grid_size: tuple[int, int]):
+        trained, patch = self.model.config.grid_size, self.model.config.patch_size
+        if any(side < window for side, window in zip(grid_size, trained, strict=True)):
+            size, least = (tuple(patch * side for side in grid) for grid in (grid_size, trained))
+            raise ValueError(
+                f"The canvas must be at least as large as the images that the model was trained on, {least} pixels "
+                f"(height, width), got {size}. Add `padding`, or leave out `height` and `width`."
+            )
+
+    def _prepare_labels(self, labels: list[int] | None, prompts: int, num_images: int) -> torch.LongTensor | None:
+        """(batch_size,): the class of each image to make."""
+        if labels is None:
+            return None
+        labels = torch.tensor(labels, device=self._execution_device).expand(prompts)
+        return labels.repeat_interleave(num_images)
+
+    def _hide_tokens(
+        self, canvas: Canvas, strength: float | None, generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> torch.LongTensor:
-        """(batch_size, sequence_length): the known tokens, and the mask token wherever the mask touches a patch."""
-        config = self.model.config
-        if known_pixels is None:
-            shape = (num_images, config.sequence_length)
-            return torch.full(shape, config.mask_token_id, device=self._execution_device)
-        touched = F.max_pool2d(mask, kernel_size=config.patch_size).flatten(1) > 0
-        tokens = self.model.get_image_tokens(known_pixels).flatten(1)
-        return tokens.masked_fill(touched, config.mask_token_id)
+        """(batch_size, sequence_length): the known tokens, and the mask token where they are to be made."""
+        is_hidden = canvas.is_hidden.flatten(1)
+        if strength is not None:
+            noise = rand_tensor(is_hidden.shape, generator, is_hidden.device).masked_fill(~is_hidden, 2)
+            count = (is_hidden.sum(dim=1, keepdim=True) * strength).ceil()
+            is_hidden = is_hidden & (noise.argsort(dim=1).argsort(dim=1) < count)
+        return canvas.tokens.flatten(1).masked_fill(is_hidden, self.model.config.mask_token_id)
+
+    def _predict_logits(
+        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, guidance: float
+    ) -> torch.FloatTensor:
+        """(batch_size, sequence_length, codebook_size), guided: both passes in one batch."""
+        if class_labels is None or guidance == 0:
+            return self._predict_canvas(tokens, class_labels)
+        class_labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL_LABEL)])
+        return apply_guidance(self._predict_canvas(tokens.repeat(2, 1, 1), class_labels), guidance)
+
+    def _predict_canvas(self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None) -> torch.FloatTensor:
+        """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
+        grid_size, window = tuple(tokens.shape[1:]), self.model.config.grid_size
+        if grid_size == window:
+            return self.model(input_ids=tokens, class_labels=class_labels).logits
+        windows = split_into_windows(tokens, window)
+        if class_labels is not None:
+            class_labels = class_labels.repeat(len(windows) // len(tokens))
+        return merge_windows(self.model(input_ids=windows, class_labels=class_labels).logits, grid_size, window)
+
+    def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
+        """What the callback is given after a step."""
+        offered = {"tokens": lambda: tokens, "preview": lambda: self.preview(tokens.unflatten(1, grid_size))}
+        return {name: offered[name]() for name in names}
+
+    @torch.no_grad()
+    def preview(self, tokens: torch.LongTensor) -> torch.FloatTensor:
+        """
+        A rough look at tokens without decoding them: each shows what its code alone decodes to. The codes are decoded
+        once a run, which costs as much as decoding `codebook_size` tokens.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): the mask token shows grey.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, channels, height, width)`, in [0, 1].
+        """
+        if self._code_images is None:
+            codes = torch.arange(self.model.config.codebook_size, device=tokens.device)[:, None, None]
+            images = torch.cat([self.model.decode_image_tokens(part).float().clamp(0, 1) for part in codes.split(256)])
+            self._code_images = torch.cat([images, torch.full_like(images[:1], 0.5)])
+        patches = self._code_images[tokens.clamp(max=self.model.config.codebook_size)]
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     def _finish(
-        self,
-        tokens: torch.LongTensor,
-        known_pixels: torch.FloatTensor | None,
-        mask: torch.FloatTensor | None,
-        output_type: str,
+        self, tokens: torch.LongTensor, canvas: Canvas, feather: int | None, output_type: str
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """Decodes, pastes the known pixels back and converts."""
-        tokens = tokens.unflatten(1, self.model.config.grid_size)
         if output_type == "latent":
             return tokens
         pixels = self.model.decode_image_tokens(tokens).float().clamp(0, 1)
-        if known_pixels is not None:
-            pixels = torch.where(mask > 0, pixels, known_pixels)
+        pixels = canvas.paste(pixels, self.model.config.patch_size if feather is None else feather)
         return self.pixel_processor.postprocess(pixels, output_type, do_denormalize=[False] * len(pixels))
 
     def save_pretrained(
@@ -233,6 +418,14 @@ class MagePipeline(DiffusionPipeline):
         upload_folder(repo_id=repo_id, folder_path=folder, token=token, commit_message=kwargs.get("commit_message"))
 
 
+def _num_prompts(image: PipelineImageInput | None, class_labels: list[int] | None) -> int:
+    """How many images, classes or pairs of them there are to make images of."""
+    counts = [1 if image is None else len(_sizes(image)), 1 if class_labels is None else len(class_labels)]
+    if min(counts) != 1 and counts[0] != counts[1]:
+        raise ValueError(f"Pass one class, or one for each of the {counts[0]} images, got {counts[1]}.")
+    return max(counts)
+
+
 def _sizes(images: PipelineImageInput) -> list[tuple[int, int]]:
     """Height and width of each image."""
     if isinstance(images, PIL.Image.Image):
@@ -246,4 +439,4 @@ def _sizes(images: PipelineImageInput) -> list[tuple[int, int]]:
     raise ValueError("Images must be PIL images, arrays, tensors or lists of them, got " + type(images).__name__ + ".")
 
 
-__all__ = ["MagePipeline"]
+__all__ = ["MagePipeline", "MagePipelineOutput"]

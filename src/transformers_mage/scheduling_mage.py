@@ -3,17 +3,22 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-# Share of the tokens that stay masked once a share r of the steps is done.
+# Share of the tokens that stay masked once a share r of the steps is done. The first three are MaskGIT's (arXiv
+# 2202.04200, section 3.3), "arccos" that of its PyTorch reproduction (arXiv 2310.14400).
 MASKING_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda r: math.cos(math.pi / 2 * r),
     "linear": lambda r: 1 - r,
+    "square": lambda r: 1 - r**2,
+    "arccos": lambda r: math.acos(r) / (math.pi / 2),
 }
+UNMASKING_ORDERS = ("confidence", "random", "halton")
 
 
 @dataclass
@@ -37,15 +42,35 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
     Iterative decoding of masked tokens (MAGE, section 3.3, after MaskGIT, arXiv 2202.04200).
 
     Each step samples every masked token from the model's distribution and keeps the ones it is most confident of:
-    confidence is the sampled token's log probability plus Gumbel noise, whose strength falls linearly to zero.
+    confidence is the sampled token's log probability plus Gumbel noise, whose strength falls linearly to zero. The
+    defaults are the paper's; another choice is a scheduler made from the first one's configuration:
+
+    ```python
+    >>> pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, unmasking_order="halton", top_p=0.95)
+    ```
 
     Args:
         mask_token_id (`int`): the id of masked tokens.
         masking_schedule (`str`, *optional*, defaults to `"cosine"`):
-            how the number of masked tokens falls: `"cosine"` (the paper's) or `"linear"`.
+            how the share of masked tokens falls over the share r of steps done: `"cosine"`, cos(pi r / 2), the
+            paper's; `"linear"`, 1 - r; `"square"`, 1 - r^2; `"arccos"`, acos(r) 2 / pi. All but the linear one keep
+            few tokens at first. MaskGIT (arXiv 2202.04200, section 3.3) compares the first three; the last is that of
+            its PyTorch reproduction (arXiv 2310.14400).
         temperature (`float`, *optional*, defaults to 6.0):
             strength of the confidence noise at the start (6.0 is the paper's for ViT-B). 0 keeps the likeliest tokens.
+            Only the order `"confidence"` has such noise.
         num_inference_steps (`int`, *optional*, defaults to 20): steps where `set_timesteps` is not told.
+        unmasking_order (`str`, *optional*, defaults to `"confidence"`):
+            which of the sampled tokens a step keeps: `"confidence"`, the paper's rule; `"random"`, any, whatever their
+            probability, as in absorbing-state diffusion (arXiv 2107.03006); `"halton"`, the next ones of a
+            two-dimensional Halton sequence over the grid (arXiv 2503.17076), which are far apart, so that tokens
+            sampled together depend little on each other.
+        token_temperature (`float`, *optional*, defaults to 1.0):
+            divides the logits that tokens are sampled from, as for any language model; 0 takes the likeliest code.
+        top_k (`int`, *optional*): sample among the k likeliest codes only (arXiv 1805.04833).
+        top_p (`float`, *optional*):
+            sample among the fewest codes only that are together at least this likely (nucleus sampling, arXiv
+            1904.09751). Confidence is always that of the whole distribution at temperature 1.
     """
 
     order = 1
@@ -57,16 +82,35 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         masking_schedule: str = "cosine",
         temperature: float = 6.0,
         num_inference_steps: int = 20,
+        unmasking_order: str = "confidence",
+        token_temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ):
         if masking_schedule not in MASKING_SCHEDULES:
             raise ValueError(f"`masking_schedule` must be one of {list(MASKING_SCHEDULES)}, got {masking_schedule!r}.")
+        if unmasking_order not in UNMASKING_ORDERS:
+            raise ValueError(f"`unmasking_order` must be one of {list(UNMASKING_ORDERS)}, got {unmasking_order!r}.")
+        if not 0 <= token_temperature < math.inf:
+            raise ValueError(f"`token_temperature` must be 0 or more and finite, got {token_temperature}.")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"`top_k` must be a whole number of at least 1, got {top_k!r}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must lie above 0 and be at most 1, got {top_p}.")
         self.set_timesteps(num_inference_steps, temperature)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        # `from_config` would forget arguments passed by position: diffusers takes them for defaults.
+        config_dict = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         device: torch.device | str | None = None,
+        grid_size: tuple[int, int] | None = None,
     ):
         """
         Starts a run.
@@ -76,6 +120,8 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             temperature (`float`, *optional*): the configured one by default.
             device: taken for the sake of diffusers' convention. The timesteps S - 1 to 0 are loop counters and stay on
                 the host, so that no step waits for an accelerator.
+            grid_size (`tuple[int, int]`, *optional*):
+                rows and columns that the tokens make, for the Halton order; a square by default.
 
         Raises:
             ValueError: for fewer than one step or a negative temperature.
@@ -89,7 +135,9 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = steps
         self.temperature = temperature
         self.timesteps = torch.arange(steps - 1, -1, -1)
+        self.grid_size = grid_size
         self._num_masked_at_start = None
+        self._halton_rank = None
 
     def step(
         self,
@@ -100,7 +148,8 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> MageSchedulerOutput | tuple[torch.LongTensor, torch.LongTensor]:
         """
-        Samples the masked tokens and masks the least confident ones again. Nothing waits for an accelerator.
+        Samples the masked tokens and masks again those whose turn it is not yet: in the paper's order, the least
+        confident ones. Nothing waits for an accelerator.
 
         Args:
             model_output (`torch.FloatTensor` of shape `(batch_size, sequence_length, codebook_size)`): logits.
@@ -113,14 +162,17 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         if step_index == 0 or self._num_masked_at_start is None:
             self._num_masked_at_start = is_masked.sum(dim=1)
         noise = rand_tensor((sample.shape[0], 2, sample.shape[1]), generator, model_output.device)
-        sampled, log_probability = sample_tokens(model_output, noise[:, 0])
+        sampled, log_probability = self._sample_tokens(model_output, noise[:, 0])
         sampled = torch.where(is_masked, sampled, sample)
         if step_index == self.num_inference_steps - 1:
             masked_again = sampled
-        else:
+        elif self.config.unmasking_order == "confidence":
             masked_again = self.mask_least_confident(
                 sampled, log_probability, gumbel_noise(noise[:, 1]), is_masked, step_index
             )
+        else:
+            turn = noise[:, 1] if self.config.unmasking_order == "random" else -self._halton_rank_of(sample)
+            masked_again = self._mask_lowest(turn, sampled, is_masked, step_index)
         if not return_dict:
             return masked_again, sampled
         return MageSchedulerOutput(prev_sample=masked_again, pred_original_sample=sampled)
@@ -143,10 +195,41 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         """
         done = (step_index + 1) / self.num_inference_steps
         confidence = log_probability + self.temperature * (1 - done) * gumbel
+        return self._mask_lowest(confidence, sampled, is_masked, step_index)
+
+    def _mask_lowest(
+        self, confidence: torch.FloatTensor, sampled: torch.LongTensor, is_masked: torch.BoolTensor, step_index: int
+    ) -> torch.LongTensor:
+        """Masks again as many tokens as the schedule says, those of lowest confidence; known ones stay."""
+        done = (step_index + 1) / self.num_inference_steps
         confidence = confidence.masked_fill(~is_masked, torch.inf)
         num_masked = self._num_masked_after(is_masked.sum(dim=1), done).clamp(max=sampled.shape[1] - 1)
         cut_off = confidence.sort(dim=1).values.gather(1, num_masked[:, None])
         return sampled.masked_fill(confidence < cut_off, self.config.mask_token_id)
+
+    def _sample_tokens(
+        self, logits: torch.FloatTensor, uniform: torch.FloatTensor
+    ) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Sampled tokens, and their log probabilities in the model's own distribution."""
+        temperature, top_k, top_p = (self.config[name] for name in ("token_temperature", "top_k", "top_p"))
+        if temperature == 1 and top_k is None and top_p is None:
+            return sample_tokens(logits, uniform)
+        tokens, _ = sample_tokens(filter_logits(logits, temperature, top_k, top_p), uniform)
+        log_probabilities = logits.log_softmax(dim=-1, dtype=torch.float32)
+        return tokens, log_probabilities.gather(-1, tokens[..., None]).squeeze(-1)
+
+    def _halton_rank_of(self, sample: torch.LongTensor) -> torch.FloatTensor:
+        """(batch_size, sequence_length): when it is each position's turn."""
+        if self._halton_rank is None or self._halton_rank.device != sample.device:
+            rows, columns = self.grid_size or _square(sample.shape[1])
+            if rows * columns != sample.shape[1]:
+                raise ValueError(
+                    f"`grid_size` {self.grid_size} has {rows * columns} tokens, the sample {sample.shape[1]}. Pass "
+                    "the sample's rows and columns to `set_timesteps`."
+                )
+            rank = halton_order(rows, columns).argsort()
+            self._halton_rank = rank.to(sample.device, torch.float32)
+        return self._halton_rank.expand(sample.shape)
 
     def _num_masked_after(self, num_masked: torch.LongTensor, done: float) -> torch.LongTensor:
         """How many of the `num_masked` tokens of each image are masked again; never none before the last step."""
@@ -192,6 +275,72 @@ def sample_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor) -> tupl
     threshold = (1 - uniform[..., None]) * cumulative[..., -1:]
     tokens = torch.searchsorted(cumulative, threshold).clamp(max=logits.shape[-1] - 1)
     return tokens.squeeze(-1), probabilities.gather(-1, tokens).squeeze(-1).log()
+
+
+def filter_logits(
+    logits: torch.FloatTensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.FloatTensor:
+    """
+    Sharpens or flattens a distribution and cuts its tail off, in this order.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., codebook_size)`).
+        temperature, top_k, top_p: as for [`MageScheduler`]. The likeliest code always stays.
+
+    Returns:
+        `torch.FloatTensor` of the same shape, float32, with -inf in place of what is cut off.
+    """
+    if temperature == 0:
+        temperature, top_k, top_p = 1.0, 1, None
+    logits = logits.float() / temperature
+    if top_k is not None:
+        kept = logits.topk(min(top_k, logits.shape[-1])).indices
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, logits.gather(-1, kept))
+    if top_p is not None:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        is_cut = probabilities.cumsum(dim=-1) - probabilities >= top_p
+        logits = torch.empty_like(logits).scatter(-1, order, ordered.masked_fill(is_cut, -torch.inf))
+    return logits
+
+
+@lru_cache
+def halton_order(rows: int, columns: int) -> torch.LongTensor:
+    """
+    Positions of a grid in the order in which a Halton sequence first visits them (arXiv 2503.17076): point i, from 1
+    on, lies at the share phi_2(i) of the height and phi_3(i) of the width, where phi_b mirrors i's digits in base b
+    at the point.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows * columns,)`: a permutation of the positions, row by row.
+    """
+    num_points = rows * columns
+    while True:
+        index = torch.arange(1, num_points + 1)
+        row = (_radical_inverse(index, 2) * rows).long().clamp(max=rows - 1)
+        column = (_radical_inverse(index, 3) * columns).long().clamp(max=columns - 1)
+        first_visit = torch.full((rows * columns,), num_points).scatter_reduce(
+            0, row * columns + column, index - 1, "amin"
+        )
+        if first_visit.max() < num_points:
+            return first_visit.argsort()
+        num_points *= 2
+
+
+def _radical_inverse(index: torch.LongTensor, base: int) -> torch.DoubleTensor:
+    result, digit_value = torch.zeros(index.shape, dtype=torch.float64), 1.0
+    while index.any():
+        digit_value /= base
+        result += digit_value * (index % base)
+        index = index // base
+    return result
+
+
+def _square(length: int) -> tuple[int, int]:
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ValueError(f"{length} tokens make no square: pass `grid_size=(rows, columns)` to `set_timesteps`.")
+    return side, side
 
 
 def gumbel_noise(uniform: torch.FloatTensor) -> torch.FloatTensor:

@@ -1,0 +1,234 @@
+"""
+What is known of an image before decoding, and how it is put back afterwards: canvas sizes, padding, seams, and windows
+over canvases larger than the model was trained on.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+# Beyond this ratio of the sides a canvas is mostly windows that never see each other, and its memory grows with it.
+LARGEST_ASPECT_RATIO = 8
+
+
+@dataclass
+class Canvas:
+    """
+    What decoding starts from.
+
+    Attributes:
+        tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): those of the image, where there is one.
+        is_hidden (`torch.BoolTensor` of shape `(batch_size, rows, columns)`): which of them are to be made.
+        pixels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*): known ones, [0, 1].
+        mask (`torch.FloatTensor` of shape `(batch_size, 1, height, width)`, *optional*):
+            0 where those are kept, 1 where they are replaced; between, how much of the new shows.
+    """
+
+    tokens: torch.LongTensor
+    is_hidden: torch.BoolTensor
+    pixels: torch.FloatTensor | None = None
+    mask: torch.FloatTensor | None = None
+
+    @classmethod
+    def blank(cls, batch_size: int, grid_size: tuple[int, int], device: torch.device) -> "Canvas":
+        """Nothing is known."""
+        tokens = torch.zeros(batch_size, *grid_size, dtype=torch.long, device=device)
+        return cls(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    @classmethod
+    def from_image(cls, tokens: torch.LongTensor, pixels: torch.FloatTensor, mask: torch.FloatTensor) -> "Canvas":
+        """Tokens are hidden in whose patch some pixel is replaced at least by half."""
+        mask = mask.expand(len(pixels), -1, -1, -1)
+        most = F.adaptive_max_pool2d(mask, tokens.shape[1:])
+        return cls(tokens, most.squeeze(1) >= 0.5, pixels, mask)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return tuple(self.tokens.shape[1:])
+
+    def pad(self, padding: tuple[int, int, int, int]) -> "Canvas":
+        """Adds unknown pixels on the left, at the top, on the right and at the bottom, in whole tokens."""
+        patch = self.pixels.shape[-1] // self.tokens.shape[-1]
+        in_tokens = tuple(side // patch for side in padding)
+        return Canvas(
+            tokens=_pad(self.tokens, in_tokens, 0),
+            is_hidden=_pad(self.is_hidden, in_tokens, True),
+            pixels=_pad(self.pixels, padding, 0),
+            mask=_pad(self.mask, padding, 1),
+        )
+
+    def repeat(self, count: int) -> "Canvas":
+        """Each image `count` times in a row."""
+        parts = vars(self).items()
+        return Canvas(**{k: None if v is None else v.repeat_interleave(count, dim=0) for k, v in parts})
+
+    def paste(self, decoded: torch.FloatTensor, feather: int) -> torch.FloatTensor:
+        """Puts the known pixels back over decoded ones of the same shape, and blends the seam."""
+        if self.mask is None:
+            return decoded
+        blended = blend_seam(decoded, self.pixels, self.mask, feather)
+        # Not the formula everywhere: what is kept must not even be rounded.
+        return torch.where(self.mask > 0, torch.lerp(self.pixels, blended, self.mask), self.pixels)
+
+
+def canvas_size(
+    image_sizes: Sequence[tuple[int, int]], trained_size: tuple[int, int], patch_size: int
+) -> tuple[int, int]:
+    """
+    Height and width, in pixels, to which images are resized: the smallest whole number of tokens that covers the
+    trained size at the images' own shape.
+
+    Args:
+        image_sizes (`Sequence[tuple[int, int]]`): height and width of each image.
+        trained_size (`tuple[int, int]`): height and width that the model was trained on, in pixels.
+
+    Raises:
+        ValueError: for images of different shapes or too long ones.
+    """
+    fitted = {_fit(size, trained_size, patch_size) for size in image_sizes}
+    if len(fitted) > 1:
+        raise ValueError(
+            f"Images of different shapes make no batch, got sizes {sorted(set(image_sizes))} (height, width). Pass "
+            f"them one by one, or `height` and `width` to resize them all to, for instance {trained_size}."
+        )
+    return fitted.pop()
+
+
+def _fit(size: tuple[int, int], trained_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    scale = max(trained / side for trained, side in zip(trained_size, size, strict=True))
+    tokens = [max(round(scale * side / patch_size), 1) for side in size]
+    fitted = [max(patch_size * n, trained) for n, trained in zip(tokens, trained_size, strict=True)]
+    if any(side > LARGEST_ASPECT_RATIO * trained for side, trained in zip(fitted, trained_size, strict=True)):
+        raise ValueError(
+            f"An image of {size} (height, width) would be {tuple(fitted)} where it covers the model's {trained_size}, "
+            f"more than {LARGEST_ASPECT_RATIO} times as long. Crop it, or pass `height` and `width` to resize it to."
+        )
+    return tuple(fitted)
+
+
+def check_canvas_side(name: str, side: int, patch_size: int):
+    """Raises ValueError where `side` pixels are no whole number of tokens."""
+    if not isinstance(side, int) or side < patch_size or side % patch_size:
+        nearest = max(1, round(side / patch_size)) * patch_size if isinstance(side, (int, float)) else patch_size
+        raise ValueError(
+            f"`{name}` must be a multiple of {patch_size} pixels, so that the canvas has whole tokens, got {side!r}. "
+            f"{nearest} would do."
+        )
+
+
+def parse_padding(padding: int | Sequence[int] | None, patch_size: int) -> tuple[int, int, int, int]:
+    """
+    Pixels to add on the left, at the top, on the right and at the bottom.
+
+    Raises:
+        ValueError: for padding that is negative, no whole number of tokens or not one or four numbers.
+    """
+    sides = (padding or 0,) * 4 if padding is None or isinstance(padding, int) else tuple(padding)
+    if len(sides) != 4 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"`padding` must be one number or (left, top, right, bottom), got {padding!r}.")
+    if any(side < 0 or side % patch_size for side in sides):
+        nearest = tuple(patch_size * max(0, round(side / patch_size)) for side in sides)
+        raise ValueError(
+            f"`padding` must be 0 or a multiple of {patch_size} pixels on each side, so that it makes whole tokens, "
+            f"got {padding!r}. {nearest} (left, top, right, bottom) would do."
+        )
+    return sides
+
+
+def _pad(image: torch.Tensor, padding: tuple[int, int, int, int], value: float) -> torch.Tensor:
+    left, top, right, bottom = padding
+    return F.pad(image, (left, right, top, bottom), value=value)
+
+
+def blend_seam(
+    decoded: torch.FloatTensor, known: torch.FloatTensor, mask: torch.FloatTensor, feather: int
+) -> torch.FloatTensor:
+    """
+    Continues the known pixels smoothly into the replaced ones. Along the edge of what is kept the decoder's pixels
+    are off by some tint; that difference is carried into the mask and fades out there. So the seam disappears, while
+    nothing of what the mask covers comes through.
+
+    Args:
+        decoded, known (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): in [0, 1].
+        mask (`torch.FloatTensor` of shape `(batch_size, 1, height, width)`): above 0 where pixels are replaced.
+        feather (`int`): how far the difference reaches, in pixels; 0 leaves the seam as it is.
+
+    Returns:
+        `torch.FloatTensor` of the same shape, in [0, 1].
+    """
+    if feather == 0:
+        return decoded
+    is_kept = (mask == 0).to(decoded)
+    kept = _blur(is_kept, feather)
+    difference = _blur(is_kept * (known - decoded), feather) / kept.clamp(min=torch.finfo(kept.dtype).eps)
+    # At a straight edge half of the neighbourhood is kept.
+    weight = (2 * kept / _blur(torch.ones_like(is_kept), feather)).clamp(max=1)
+    return (decoded + weight * difference).clamp(0, 1)
+
+
+def _blur(image: torch.FloatTensor, radius: int) -> torch.FloatTensor:
+    """Averages over a triangle of `radius` pixels to each side; beyond the image there is nothing."""
+    weights = 1 - torch.arange(-radius, radius + 1, device=image.device).abs() / (radius + 1)
+    weights = (weights / weights.sum()).to(image.dtype)
+    flat = image.flatten(0, 1)[:, None]
+    flat = F.conv2d(flat, weights[None, None, None], padding=(0, radius))
+    flat = F.conv2d(flat, weights[None, None, :, None], padding=(radius, 0))
+    return flat.view(image.shape)
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """Where windows begin that cover `length` tokens evenly and overlap by half or more."""
+    if length < window:
+        raise ValueError(f"A window of {window} tokens does not fit into {length}.")
+    count = 1 + math.ceil(2 * (length - window) / window)
+    return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)]
+
+
+def split_into_windows(tokens: torch.LongTensor, window: tuple[int, int]) -> torch.LongTensor:
+    """(num_windows * batch_size, *window): all windows over (batch_size, rows, columns), one after the other."""
+    height, width = window
+    return torch.cat(
+        [tokens[:, top : top + height, left : left + width] for top, left in _corners(tokens.shape[1:3], window)]
+    )
+
+
+def merge_windows(logits: torch.FloatTensor, grid_size: tuple[int, int], window: tuple[int, int]) -> torch.FloatTensor:
+    """
+    Logits of a canvas from those of its windows: their mean where windows overlap, as MultiDiffusion fuses its paths
+    (arXiv 2302.08113).
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(num_windows * batch_size, window tokens, codebook_size)`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, rows * columns, codebook_size)`.
+    """
+    height, width = window
+    corners = _corners(grid_size, window)
+    parts = logits.unflatten(1, window).chunk(len(corners))
+    total = logits.new_zeros(parts[0].shape[0], *grid_size, logits.shape[-1])
+    count = logits.new_zeros(*grid_size, 1)
+    for (top, left), part in zip(corners, parts, strict=True):
+        total[:, top : top + height, left : left + width] += part
+        count[top : top + height, left : left + width] += 1
+    return (total / count).flatten(1, 2)
+
+
+def _corners(grid_size: Sequence[int], window: tuple[int, int]) -> list[tuple[int, int]]:
+    tops, lefts = (window_starts(length, side) for length, side in zip(grid_size, window, strict=True))
+    return [(top, left) for top in tops for left in lefts]
+
+
+__all__ = [
+    "Canvas",
+    "blend_seam",
+    "canvas_size",
+    "merge_windows",
+    "parse_padding",
+    "split_into_windows",
+    "window_starts",
+]

@@ -1,0 +1,56 @@
+"""Drawings of decoding."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from transformers_mage import MagePipeline
+from transformers_mage.visualization import draw_frames, draw_steps, save_gif
+
+MASK = 9
+
+
+def three_steps() -> tuple[list[PIL.Image.Image], torch.Tensor]:
+    """Two images of 2 x 2 tokens, 4 x 4 pixels each, filled in from the top left."""
+    images = [PIL.Image.new("L", (8, 8), 0), PIL.Image.new("L", (8, 8), 255)]
+    steps = torch.tensor([[[1, MASK], [MASK, MASK]], [[1, 1], [1, MASK]], [[1, 1], [1, 1]]])
+    return images, steps[:, None].expand(3, 2, 2, 2)
+
+
+def test_steps_run_from_left_to_right():
+    drawn = np.asarray(draw_steps(*three_steps(), MASK))
+    assert drawn.shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 3)
+    first, last = drawn[:8, :8], drawn[:8, 20:]
+    assert (first[:4, :4] == 0).all()
+    assert (first[4:] == 128).all()
+    assert (first[:, 4:] == 128).all()
+    assert (last == 0).all()
+
+
+def test_fewer_columns_end_with_the_last_step():
+    images, steps = three_steps()
+    assert draw_steps(images, steps, MASK, num_columns=1).size == (8, 18)
+    assert (np.asarray(draw_steps(images[:1], steps[:, :1], MASK, num_columns=1)) == 0).all()
+
+
+def test_frames_show_all_images_and_scale():
+    frames = draw_frames(*three_steps(), MASK, scale=3)
+    assert [frame.size for frame in frames] == [(2 * 24 + 2, 24)] * 3
+    three = draw_frames([three_steps()[0][0]] * 3, three_steps()[1][:, :1].expand(3, 3, 2, 2), MASK)
+    assert three[0].size == (18, 18)  # 2 x 2 places, one empty
+
+
+def test_a_gif_of_a_pipeline_s_steps(small_pipeline: MagePipeline, tmp_path):
+    output = small_pipeline(num_images=2, return_steps=True)
+    save_gif(
+        draw_frames(output.images, output.steps, small_pipeline.model.config.mask_token_id), tmp_path / "steps.gif"
+    )
+    with PIL.Image.open(tmp_path / "steps.gif") as gif:
+        assert (gif.n_frames, gif.size) == (4, (66, 32))
+
+
+def test_steps_of_other_images_are_refused():
+    images, steps = three_steps()
+    with pytest.raises(ValueError, match=r"shape \(num_steps, 1, rows, columns\) for 1 images, got \(3, 2, 2, 2\)"):
+        draw_steps(images[:1], steps, MASK)
