@@ -137,6 +137,9 @@ class MageAttention(nn.Module):
         self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
+        # The original draws queries, keys and values as one matrix, three times as tall as each of these.
+        for project in (self.q_proj, self.k_proj, self.v_proj):
+            project.initializer_gain = 2**-0.5
 
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -298,23 +301,19 @@ class MagePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
+        vqvae = self.base_model.vqvae
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            init.xavier_uniform_(module.weight, gain=getattr(module, "initializer_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif vqvae is not None and module is vqvae.quantize.embedding:
+            init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=std)
-        elif isinstance(module, MageAttention):
-            # The original draws queries, keys and values as one matrix, of which each is a third.
-            for project in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(project.weight, gain=2**-0.5)
         elif isinstance(module, (MageEmbeddings, MageDecoder)):
             init.normal_(module.position_embeddings, std=std)
         elif isinstance(module, MageHead):
             init.zeros_(module.bias)
-        elif isinstance(module, VQModel):
-            codes = module.config.num_vq_embeddings
-            init.uniform_(module.quantize.embedding.weight, -1 / codes, 1 / codes)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 

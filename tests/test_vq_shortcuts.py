@@ -1,0 +1,85 @@
+"""A converted tokenizer runs without its no-op layers, and nobody can tell but by the clock."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from diffusers import VQModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.conftest import SMALL_VQ_CONFIG
+from tests.reference import TINY
+from transformers_mage.convert_original_checkpoint import tokenizer_config
+from transformers_mage.vq_shortcuts import skip_noop_layers
+
+
+@pytest.fixture
+def stock() -> VQModel:
+    vqvae = VQModel(**tokenizer_config(TINY.tokenizer_weights)).requires_grad_(False)
+    vqvae.load_state_dict(TINY.converted_tokenizer)
+    return vqvae
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.rand(1, 3, 64, 64)
+
+
+def test_outputs_and_state_dict_stay_the_same(stock, pixels):
+    short = copy.deepcopy(stock)
+    assert skip_noop_layers(short) == 13  # 4 poolings, 5 blocks more a level, 4 shortcuts
+
+    assert torch.allclose(short.encode(pixels).latents, stock.encode(pixels).latents, atol=1e-5)
+    latents = torch.randn(1, 32, 4, 4)
+    assert torch.allclose(short.decoder(latents), stock.decoder(latents), atol=1e-5)
+    assert short.state_dict().keys() == stock.state_dict().keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(short.state_dict().values(), stock.state_dict().values(), strict=True)
+    )
+
+
+def test_decoding_costs_what_the_original_costs(stock):
+    """The stock decoder is 1.3 to 1.4 times the original's: one block in three, and a shortcut here and there."""
+    latents = torch.randn(1, 32, 4, 4)
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counter:
+            stock.decoder(latents)
+        return counter.get_total_flops()
+
+    before = flops()
+    skip_noop_layers(stock)
+    assert 1.3 < before / flops() < 1.5
+
+
+def test_trained_tokenizers_are_left_alone():
+    vqvae = VQModel(**SMALL_VQ_CONFIG)
+    assert skip_noop_layers(vqvae) == 0
+
+
+def test_weights_that_learn_take_the_long_way(stock, pixels):
+    skip_noop_layers(stock)
+    stock.requires_grad_(True)
+    stock.train()
+
+    stock.decoder(stock.encoder(pixels)).mean().backward()
+
+    assert all(parameter.grad is not None for parameter in stock.decoder.parameters())
+
+
+def test_loading_other_weights_ends_the_shortcuts(stock, pixels):
+    other = VQModel(**tokenizer_config(TINY.tokenizer_weights)).requires_grad_(False)
+    skip_noop_layers(stock)
+
+    stock.load_state_dict(other.state_dict())
+
+    assert torch.allclose(stock.encode(pixels).latents, other.encode(pixels).latents, atol=1e-5)
+
+
+def test_copies_and_pickles_keep_the_shortcuts(stock, pixels):
+    skip_noop_layers(stock)
+    expected = stock.encode(pixels).latents
+
+    for copied in (copy.deepcopy(stock), pickle.loads(pickle.dumps(stock))):
+        assert torch.equal(copied.encode(pixels).latents, expected)
