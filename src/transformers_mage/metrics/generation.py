@@ -1,6 +1,7 @@
 """Scores of generated images against real ones, over any feature network."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from .statistics import (
 from .streaming import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "uint8")
+_ROWS_PER_BLOCK = 256  # of matrices of pairs: 100 MB in float64 against 50,000 samples
 
 
 class _GenerationMetric(StreamingMetric):
@@ -279,12 +281,16 @@ def polynomial_mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([(rows @ y.T / y.shape[1] + 1).pow(3).sum() for rows in x.split(_rows_per_block(y))]).sum()
+    total, block = x.new_zeros(()), _block(y)
+    for rows in x.split(_ROWS_PER_BLOCK):
+        products = torch.mm(rows, y.T, out=block[: len(rows)])
+        total += products.div_(y.shape[1]).add_(1).pow_(3).sum()
+    return total
 
 
-def _rows_per_block(columns: Tensor) -> int:
-    """Rows of a pairwise matrix that take about 128 MB in float64."""
-    return max(1, 2**24 // len(columns))
+def _block(columns: Tensor) -> Tensor:
+    """Room for some rows of a matrix of pairs: one for all rows, because to get it anew splinters the memory."""
+    return columns.new_empty(_ROWS_PER_BLOCK, len(columns))
 
 
 class PrecisionRecall(_ReservoirMetric):
@@ -320,23 +326,39 @@ class PrecisionRecall(_ReservoirMetric):
 
     def score(self, predictions: FeatureReservoir, references: FeatureReservoir) -> dict[str, float]:
         generated, real = self._features(predictions, references, minimum=self.num_neighbors + 1)
-        return {
-            "precision": _share_inside(generated, real, _neighbor_distances(real, self.num_neighbors)),
-            "recall": _share_inside(real, generated, _neighbor_distances(generated, self.num_neighbors)),
-        }
+        generated_radii = _neighbor_distances(generated, self.num_neighbors)
+        real_radii = _neighbor_distances(real, self.num_neighbors)
+        in_real, in_generated = _coverage(generated, real, generated_radii, real_radii)
+        return {"precision": float(in_real.double().mean()), "recall": float(in_generated.double().mean())}
 
 
 def _neighbor_distances(features: Tensor, k: int) -> Tensor:
-    """The distance from each feature to its k-th nearest other one: (N, D) -> (N,)."""
-    distances = []
-    for rows in tqdm(torch.arange(len(features)).split(_rows_per_block(features)), "Radii", leave=False, disable=None):
-        block = torch.cdist(features[rows.to(features.device)], features)
-        block[torch.arange(len(rows)), rows] = torch.inf
-        distances.append(block.kthvalue(k, dim=1).values)
-    return torch.cat(distances)
+    """The squared distance from each feature to its k-th nearest other one: (N, D) -> (N,)."""
+    distances, block = features.new_empty(len(features)), _block(features)
+    for rows in _row_blocks(features, "Nearest neighbors"):
+        pairs = _squared_distances(features[rows], features, block)
+        pairs[:, rows].fill_diagonal_(torch.inf)
+        distances[rows] = pairs.kthvalue(k, dim=1).values
+    return distances
 
 
-def _share_inside(points: Tensor, centers: Tensor, radii: Tensor) -> float:
-    """The share of points inside at least one ball."""
-    blocks = tqdm(points.split(_rows_per_block(centers)), "Inside", leave=False, disable=None)
-    return float(torch.cat([(torch.cdist(rows, centers) <= radii).any(dim=1) for rows in blocks]).double().mean())
+def _coverage(x: Tensor, y: Tensor, x_radii: Tensor, y_radii: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `x` lie in a ball around one of `y`, and which of `y` around one of `x`; the radii are squared."""
+    in_y, in_x = (torch.zeros_like(radii, dtype=torch.bool) for radii in (x_radii, y_radii))
+    block = _block(y)
+    for rows in _row_blocks(x, "Precision and recall"):
+        pairs = _squared_distances(x[rows], y, block)
+        in_y[rows] = (pairs <= y_radii).any(dim=1)
+        in_x |= (pairs <= x_radii[rows, None]).any(dim=0)
+    return in_y, in_x
+
+
+def _row_blocks(features: Tensor, description: str) -> Iterator[slice]:
+    starts = tqdm(range(0, len(features), _ROWS_PER_BLOCK), description, leave=False, disable=None)
+    return (slice(start, min(start + _ROWS_PER_BLOCK, len(features))) for start in starts)
+
+
+def _squared_distances(x: Tensor, y: Tensor, block: Tensor) -> Tensor:
+    """(N, D) and (M, D) -> (N, M), in `block`. (`torch.cdist` would copy all of `y` for every block of `x`.)"""
+    pairs = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2, out=block[: len(x)])
+    return pairs.add_(x.square().sum(dim=1, keepdim=True)).clamp_min_(0)
