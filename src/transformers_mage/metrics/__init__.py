@@ -15,7 +15,7 @@ from .classification import Accuracy, MeanPerClassAccuracy, Top5Accuracy
 from .features import FeatureBatch, FeatureExtractor, InceptionFeatures, TransformersFeatures
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from .reconstruction import PeakSignalNoiseRatio, StructuralSimilarity, TokenizerScores
-from .statistics import load_statistics, save_statistics
+from .statistics import is_statistics_file, load_statistics, save_statistics
 from .streaming import StreamingMetric
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "TokenizerScores",
     "Top5Accuracy",
     "TransformersFeatures",
+    "is_statistics_file",
     "load_statistics",
     "save_statistics",
 ]

@@ -83,6 +83,15 @@ def to_uint8(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def _with_channels(images: Tensor, num_channels: int) -> Tensor:
+    """uint8 images of one or three channels with as many as a network takes: grey repeated, or colours averaged."""
+    if images.shape[1] == num_channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, num_channels, -1, -1)
+    return images.float().mean(dim=1, keepdim=True).round().to(torch.uint8).expand(-1, num_channels, -1, -1)
+
+
 class InceptionFeatures(nn.Module):
     """The Inception network that published FID, IS and KID figures use, as torch-fidelity ported it from TensorFlow.
 
@@ -120,8 +129,7 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(N, 3 or 1, H, W)`, uint8 or floats in [0, 1], to features `(N, 2048)` and logits `(N, 1008)`."""
-        images = to_uint8(images)
-        return self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        return self.network(_with_channels(to_uint8(images), 3))
 
 
 def _cached_weights(url: str) -> Path:
@@ -141,8 +149,12 @@ class TransformersFeatures(nn.Module):
 
         self.processor = AutoImageProcessor.from_pretrained(model_id)
         self.model = AutoModel.from_pretrained(model_id).eval()
+        tokenizer = getattr(self.model.config, "vq_config", None) or {}
+        self.num_channels = getattr(self.model.config, "num_channels", tokenizer.get("in_channels", 3))
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """Images `(N, C, H, W)`, uint8 or floats in [0, 1], to features `(N, D)`; there are no logits."""
-        pixel_values = self.processor(list(to_uint8(images).cpu()), return_tensors="pt")["pixel_values"]
+        pixel_values = self.processor(
+            list(_with_channels(to_uint8(images), self.num_channels).cpu()), return_tensors="pt"
+        )["pixel_values"]
         return self.model(pixel_values.to(self.model.device, self.model.dtype)).pooler_output.flatten(1), None

@@ -245,7 +245,7 @@ class KernelInceptionDistance(_ReservoirMetric):
         feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
         max_samples (`int`, *optional*, defaults to 10000): samples kept a side; `None` keeps all.
         num_subsets (`int`, *optional*, defaults to 100), subset_size (`int`, *optional*, defaults to 1000): for the
-            spread; subsets are as large as there are samples where those are fewer.
+            spread; subsets hold half of the samples at most.
         kwargs: those of [`StreamingMetric`], of which `seed` chooses samples and subsets.
     """
 
@@ -265,7 +265,7 @@ class KernelInceptionDistance(_ReservoirMetric):
 
     def score(self, predictions: FeatureReservoir, references: FeatureReservoir) -> dict[str, float]:
         x, y = self._features(predictions, references, minimum=2)
-        size = min(self.subset_size, len(x), len(y))
+        size = max(2, min(self.subset_size, len(x) // 2, len(y) // 2))
         generator = torch.Generator().manual_seed(self.seed)
         spread = []
         for _ in tqdm(range(self.num_subsets), desc="KID", leave=False, disable=None):

@@ -249,6 +249,15 @@ def load_statistics(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
     return states, metadata
 
 
+def is_statistics_file(path: str | Path) -> bool:
+    """Whether `load_statistics` is meant for `path`: an existing `*.safetensors`, or an `.npz` with `mu`."""
+    path = Path(path)
+    if path.suffix == ".npz" and path.is_file():
+        with np.load(path, allow_pickle=False) as arrays:
+            return "mu" in arrays.files
+    return path.suffix == ".safetensors" and path.is_file()
+
+
 def _load_moments(path: Path) -> dict[str, Tensor]:
     with np.load(path, allow_pickle=False) as arrays:
         if not {"mu", "sigma"} <= set(arrays.files):

@@ -1,0 +1,136 @@
+"""Images to score, from wherever they are: a folder of files, a data set, an `.npz` of samples."""
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class ImageSource(Dataset):
+    """The images of `path`, decoded one by one: item i is uint8 `(C, H, W)`, or `None` where it does not decode.
+
+    Args:
+        path (`str` or `Path`): a folder of image files, at any depth; a data set saved with `save_to_disk`; a folder
+            of webdataset shards (`*.tar`); an `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; or
+            anything else that `datasets.load_dataset` loads.
+        split (`str`, *optional*): the split of a data set with several.
+        image_column (`str`, *optional*): the column with images; by default the only one of that type.
+        resolution (`int`, *optional*): resize the shorter side to this (bicubic) and crop the centre.
+        mode (`str`, *optional*, defaults to `"RGB"`): Pillow's mode to convert to, `"RGB"` or `"L"`.
+
+    Raises:
+        FileNotFoundError, ValueError: when there are no images; the message says what was looked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        image_column: str | None = None,
+        resolution: int | None = None,
+        mode: str = "RGB",
+    ):
+        self.path, self.resolution, self.mode = str(path), resolution, mode
+        self.length, self._open = _reader(Path(path), split, image_column)
+        if not self.length:
+            raise ValueError(
+                f"{path} holds no images (file names ending in {', '.join(sorted(EXTENSIONS))}, or rows)."
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        try:
+            image = self._open(index).convert(self.mode)
+        except (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError):  # what Pillow's readers raise
+            return None
+        if self.resolution is not None:
+            image = ImageOps.fit(image, (self.resolution, self.resolution), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+    def batches(
+        self, batch_size: int, num_workers: int = 0, process_index: int = 0, num_processes: int = 1
+    ) -> Iterator[tuple[Tensor | None, int]]:
+        """This process's share of the images, each once and none as padding.
+
+        Returns:
+            iterator of `(images, skipped)`: uint8 `(N, C, H, W)` (`None` when none was left), and how many of the
+            batch did not decode.
+        """
+        share = Subset(self, range(process_index, len(self), num_processes))
+        return iter(DataLoader(share, batch_size, num_workers=num_workers, collate_fn=self._collate))
+
+    def _collate(self, images: list[Tensor | None]) -> tuple[Tensor | None, int]:
+        decoded = [image for image in images if image is not None]
+        shapes = {tuple(image.shape) for image in decoded}
+        if len(shapes) > 1:
+            raise ValueError(f"{self.path} holds images of several sizes, {sorted(shapes)[:3]}; give a `resolution`.")
+        return torch.stack(decoded) if decoded else None, len(images) - len(decoded)
+
+
+def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[int, Callable[[int], Image.Image]]:
+    """The number of images, and what opens one of them."""
+    if path.suffix == ".npz" and path.is_file():
+        array = _npz_images(path)
+        return len(array), lambda index: Image.fromarray(array[index])
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+        if files or not any(path.iterdir()):
+            return len(files), lambda index: Image.open(files[index])
+    rows = _load_rows(path, split)
+    column = image_column or _image_column(rows, path)
+    if column not in rows.column_names:
+        raise ValueError(f'{path} has no column "{column}"; it has {rows.column_names}.')
+    if not isinstance(rows.features[column], datasets.Image):
+        raise ValueError(f'The column "{column}" of {path} holds {rows.features[column]}, not images.')
+    rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    return len(rows), lambda index: _open_row(rows[index][column])
+
+
+def _npz_images(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] in (1, 3):
+                return array[..., 0] if array.shape[-1] == 1 else array
+        raise ValueError(f"{path} holds {arrays.files}, of which none is uint8 of shape (N, H, W, 3).")
+
+
+def _load_rows(path: Path, split: str | None) -> datasets.Dataset:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        rows = datasets.load_from_disk(str(path))
+    elif path.is_dir() and any(path.glob("*.tar")):
+        rows = datasets.load_dataset("webdataset", data_files=str(path / "*.tar"))
+    elif path.is_absolute() and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    else:
+        rows = datasets.load_dataset(str(path))
+    if not isinstance(rows, dict):
+        return rows
+    split = split or (next(iter(rows)) if len(rows) == 1 else None)
+    if split not in rows:
+        raise ValueError(f"{path} has the splits {sorted(rows)}; choose one with `split` (got {split}).")
+    return rows[split]
+
+
+def _image_column(rows: datasets.Dataset, path: Path) -> str:
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) != 1:
+        found = f"the image columns {columns}" if columns else f"no image column among {rows.column_names}"
+        raise ValueError(f"{path} has {found}; choose one with `image_column`.")
+    return columns[0]
+
+
+def _open_row(value: dict[str, Any]) -> Image.Image:
+    return Image.open(BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])

@@ -1,0 +1,121 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformers_mage.metrics.images import ImageSource
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, pixels):
+    (tmp_path / "images" / "nested").mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / ("nested" if i > 2 else "") / f"{i}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def dataset(pixels):
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int64")})
+    pictures = [Image.fromarray(image) for image in pixels]
+    return datasets.Dataset.from_dict({"picture": pictures, "label": list(range(5))}, features)
+
+
+def assert_holds(source, pixels):
+    assert torch.equal(torch.stack([source[i] for i in range(len(source))]), torch.tensor(pixels).permute(0, 3, 1, 2))
+
+
+def test_folder(folder, pixels):
+    assert_holds(ImageSource(folder), pixels)
+
+
+def test_saved_dataset(dataset, pixels, tmp_path):
+    dataset.save_to_disk(tmp_path / "saved")
+    assert_holds(ImageSource(tmp_path / "saved"), pixels)
+    datasets.DatasetDict({"test": dataset, "train": dataset}).save_to_disk(tmp_path / "splits")
+    assert_holds(ImageSource(tmp_path / "splits", split="test"), pixels)
+    with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\]; choose one"):
+        ImageSource(tmp_path / "splits")
+
+
+def test_parquet(dataset, pixels, tmp_path):
+    (tmp_path / "parquet").mkdir()
+    dataset.to_parquet(tmp_path / "parquet" / "train.parquet")
+    assert_holds(ImageSource(tmp_path / "parquet"), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz_of_samples(pixels, tmp_path, channels):
+    pixels = pixels[..., :channels]
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    assert_holds(ImageSource(tmp_path / "samples.npz", mode="RGB" if channels == 3 else "L"), pixels)
+
+
+def test_resolution_crops_the_centre(tmp_path):
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 5:35] = 200
+    (tmp_path / "wide").mkdir()
+    Image.fromarray(image).save(tmp_path / "wide" / "0.png")
+    assert torch.equal(ImageSource(tmp_path / "wide", resolution=10)[0], torch.full((3, 10, 10), 200).byte())
+
+
+def test_processes_share_the_images_without_padding(folder, pixels):
+    source = ImageSource(folder)
+    shares = [
+        torch.cat([images for images, _ in source.batches(2, process_index=rank, num_processes=2)])
+        for rank in range(2)
+    ]
+    assert [len(share) for share in shares] == [3, 2]
+    assert torch.equal(shares[1], torch.tensor(pixels[1::2]).permute(0, 3, 1, 2))
+
+
+def test_undecodable_images_are_skipped_and_counted(folder):
+    (folder / "0.png").write_bytes(b"no image")
+    truncated = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(truncated[: len(truncated) // 2])
+    batches = list(ImageSource(folder).batches(batch_size=2))
+    assert batches[0] == (None, 2)
+    assert [(len(images), skipped) for images, skipped in batches[1:]] == [(2, 0), (1, 0)]
+
+
+def test_undecodable_rows_are_skipped_and_counted(tmp_path, dataset):
+    rows = dataset.cast_column("picture", datasets.Image(decode=False)).to_list()
+    rows[1]["picture"]["bytes"] = b"no image"
+    rows[2]["picture"] = None
+    datasets.Dataset.from_list(rows, dataset.features).save_to_disk(tmp_path / "saved")
+    ((images, skipped),) = ImageSource(tmp_path / "saved").batches(batch_size=9)
+    assert len(images) == 3
+    assert skipped == 2
+
+
+def test_sources_without_images(tmp_path, dataset):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no images"):
+        ImageSource(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ImageSource(tmp_path / "missing")
+    np.savez(tmp_path / "latents.npz", arr_0=np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"holds \['arr_0'\], of which none is uint8"):
+        ImageSource(tmp_path / "latents.npz")
+    dataset.select_columns("label").save_to_disk(tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"no image column among \['label'\]"):
+        ImageSource(tmp_path / "labels")
+    with pytest.raises(ValueError, match=r'no column "image"; it has \[\'label\'\]'):
+        ImageSource(tmp_path / "labels", image_column="image")
+    with pytest.raises(ValueError, match="not images"):
+        ImageSource(tmp_path / "labels", image_column="label")
+
+
+def test_sizes_must_agree(folder):
+    Image.new("RGB", (9, 9)).save(folder / "9.png")
+    with pytest.raises(ValueError, match="images of several sizes"):
+        list(ImageSource(folder).batches(batch_size=9))
+    ((images, _),) = ImageSource(folder, resolution=4).batches(batch_size=9)
+    assert images.shape == (6, 3, 4, 4)
