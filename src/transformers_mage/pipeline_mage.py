@@ -159,7 +159,7 @@ class MagePipeline(DiffusionPipeline):
             ValueError: for arguments that make no images; the message says which would do.
         """
         self._check_output(num_images, image, output_type, callback_on_step_end_tensor_inputs)
-        self._check_guidance(guidance_scale, guidance_schedule)
+        self.check_guidance(guidance_scale, guidance_schedule)
         self._check_editing(image, mask_image, padding, strength, feather)
         labels = resolve_class_labels(self.model.config, class_labels)
         prompts = _num_prompts(image, labels)
@@ -204,7 +204,8 @@ class MagePipeline(DiffusionPipeline):
                 "its tokens, or load a model with a tokenizer."
             )
 
-    def _check_guidance(self, guidance_scale: float, guidance_schedule: str):
+    def check_guidance(self, guidance_scale: float, guidance_schedule: str):
+        """Raises ValueError for guidance that does not exist or that the model cannot give."""
         if guidance_schedule not in GUIDANCE_SCHEDULES:
             raise ValueError(
                 f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {guidance_schedule!r}."

@@ -1,0 +1,1 @@
+"""Many samples: which image is made where, and how they are kept. What `scripts/generate.py` is made of."""
