@@ -215,9 +215,9 @@ def test_a_preview_shows_each_code_where_it_is(small_pipeline: MagePipeline):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"padding": 32}, "`padding` says what to change in an `image`, which is missing"),
-        ({"strength": 0.5}, "`strength` says what to change in an `image`, which is missing"),
-        ({"image": photograph()}, "`mask_image` .white where to repaint., `padding` or `strength`"),
+        ({"padding": 32}, "`image` is missing: `padding` says what to change in it"),
+        ({"strength": 0.5}, "`image` is missing: `strength` says what to change in it"),
+        ({"image": photograph()}, "`mask_image` .white where to repaint., `padding` or `strength` is missing"),
         ({"image": photograph(), "padding": 6}, "multiple of 4 pixels"),
         ({"image": photograph(), "strength": 0.0}, "above 0 and be at most 1, got 0.0"),
         ({"image": photograph(), "strength": 1.5}, "above 0 and be at most 1, got 1.5"),

@@ -128,11 +128,13 @@ def test_images_of_every_kind(small_pipeline, mode):
     assert (painted.mode, painted.size) == ("RGB", (32, 32))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (64, 64), (48, 20)])
-def test_images_of_every_size_are_resized_to_the_models(small_pipeline, size):
+@pytest.mark.parametrize(
+    ("size", "resized"), [((1, 1), (32, 32)), ((64, 64), (32, 32)), ((48, 20), (76, 32)), ((20, 50), (32, 80))]
+)
+def test_images_of_every_size_are_resized_to_cover_the_models(small_pipeline, size, resized):
     painted = small_pipeline(image=photo(size=size), mask_image=Image.new("L", size, 255)).images[0]
 
-    assert painted.size == (32, 32)
+    assert painted.size == resized
 
 
 def test_arrays_and_tensors(small_pipeline):
@@ -206,7 +208,7 @@ def test_folder_that_is_no_pipeline(tmp_path):
         ({"image": [], "mask_image": []}, "must hold pixels"),
         ({"image": Image.new("RGB", (0, 4)), "mask_image": Image.new("L", (0, 4))}, "must hold pixels"),
         ({"image": "photo.png", "mask_image": lower_half()}, "lists of them, got str"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, r"can hold \['tokens'\], got \['latents'\]"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, r"can hold \['tokens', 'preview'\], got \['latents'\]"),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_would_do(small_pipeline, kwargs, message):

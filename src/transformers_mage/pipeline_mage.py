@@ -233,11 +233,11 @@ class MagePipeline(DiffusionPipeline):
         changes = {"mask_image": mask_image, "padding": padding, "strength": strength}
         given = [name for name, value in changes.items() if value is not None]
         if image is None and given:
-            raise ValueError(f"`{given[0]}` says what to change in an `image`, which is missing.")
+            raise ValueError(f"`image` is missing: `{given[0]}` says what to change in it.")
         if image is not None and not given:
             raise ValueError(
-                "Editing an `image` takes what to change in it, which is missing: `mask_image` (white where to "
-                "repaint), `padding` or `strength`."
+                "`mask_image` (white where to repaint), `padding` or `strength` is missing: say what to change in "
+                "`image`."
             )
         if strength is not None and not 0 < strength <= 1:
             raise ValueError(f"`strength` must lie above 0 and be at most 1, got {strength}.")
