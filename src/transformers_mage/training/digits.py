@@ -17,10 +17,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
-from transformers import BatchFeature, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..pipeline_mage import MagePipeline
-
 
 IMAGE_SIZE = 32
 DIGIT_SIZE = 8
@@ -101,19 +101,39 @@ def hide_half(side: str = "bottom") -> PILImage.Image:
     return mask
 
 
-def generate(pipe: MagePipeline, num_images: int, batch_size: int = 64, seed: int = 0, **kwargs) -> list:
-    """Images by `pipe`, each from a generator of its own."""
+def blank_half(image: PILImage.Image, side: str = "bottom") -> PILImage.Image:
+    """The image as it is before painting: grey where [`hide_half`] hides it."""
+    return PILImage.composite(PILImage.new("RGB", image.size, "grey"), image, hide_half(side))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generate(pipe: MagePipeline, num_images: int, batch_size: int = 64) -> list[PILImage.Image]:
+    """Images by `pipe`, image i from a generator with the seed i."""
     images = []
     for start in tqdm(range(0, num_images, batch_size), desc="Generating"):
-        seeds = range(seed + start, seed + min(start + batch_size, num_images))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images += pipe(num_images=len(generators), generator=generators, **kwargs).images
+        generators = [seeded(i) for i in range(start, min(start + batch_size, num_images))]
+        images += pipe(num_images=len(generators), generator=generators).images
     return images
+
+
+def inpaint(
+    pipe: MagePipeline, images: Sequence[PILImage.Image], side: str = "bottom", batch_size: int = 90
+) -> list[PILImage.Image]:
+    """The images with one half painted again, image i from a generator with the seed i."""
+    painted = []
+    for start in tqdm(range(0, len(images), batch_size), desc=f"Painting the {side} half"):
+        batch = list(images[start : start + batch_size])
+        generators = [seeded(start + i) for i in range(len(batch))]
+        painted += pipe(image=batch, mask_image=hide_half(side), generator=generators).images
+    return painted
 
 
 @torch.no_grad()
 def extract_features(
-    model: PreTrainedModel, processor: BatchFeature, images: Sequence[PILImage.Image], batch_size: int = 128
+    model: PreTrainedModel, processor: BaseImageProcessor, images: Sequence[PILImage.Image], batch_size: int = 128
 ) -> np.ndarray:
     """(num_images, hidden_size) features that linear probing uses: the mean over the tokens before the final norm."""
     features = []
@@ -127,7 +147,8 @@ def draw_shots(labels: Sequence[int], shots_per_class: int, seed: int) -> np.nda
     """Indices of `shots_per_class` random examples of each class."""
     labels, generator = np.asarray(labels), np.random.default_rng(seed)
     chosen = [
-        generator.choice(np.flatnonzero(labels == label), shots_per_class, replace=False) for label in np.unique(labels)
+        generator.choice(np.flatnonzero(labels == label), shots_per_class, replace=False)
+        for label in np.unique(labels)
     ]
     return np.concatenate(chosen)
 

@@ -1,0 +1,138 @@
+"""
+Makes model_cards/mage-digits again from scratch: tokenizer, model, figures, pictures, card.
+
+    python scripts/make_digits.py                 # everything
+    python scripts/make_digits.py --only_evaluate # the figures and pictures of the model that is there
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from transformers_mage import MagePipeline
+from transformers_mage.training import digits
+from transformers_mage.training.cards import markdown_table, percent, replace_block
+from transformers_mage.visualization import draw_steps
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "model_cards" / "mage-digits"
+SHOTS = (1, 5, 10, 25, None)
+SEEDS = range(3)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "digits", help="where training works")
+    parser.add_argument("--model_dir", type=Path, default=CARD, help="the model's folder, card and pictures included")
+    parser.add_argument("--only_evaluate", action="store_true", help="do not train")
+    arguments = parser.parse_args()
+
+    dataset = digits.load_digits_dataset()
+    if not arguments.only_evaluate:
+        train(dataset, arguments.output_dir, arguments.model_dir)
+    figures = evaluate(dataset, arguments.model_dir)
+    write_card(figures, arguments.model_dir)
+    print(json.dumps(figures, indent=2))
+
+
+def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
+    """Runs the two training scripts, from the beginning, and takes over the model."""
+    shutil.rmtree(output_dir, ignore_errors=True)
+    dataset.save_to_disk(output_dir / "dataset")
+    common = ["--dataset_name", str(output_dir / "dataset"), "--output_dir"]
+    run_script("train_vqgan.py", "vqgan_digits.yaml", *common, str(output_dir / "vqgan"))
+    tokenizer = ["--tokenizer_name_or_path", str(output_dir / "vqgan")]
+    run_script("train_mage.py", "mage_digits.yaml", *tokenizer, *common, str(output_dir / "mage"))
+    MagePipeline.from_pretrained(output_dir / "mage").save_pretrained(model_dir)
+
+
+def run_script(script: str, config: str, *flags: str):
+    command = [sys.executable, str(ROOT / "scripts" / script), "--config", str(ROOT / "configs" / config), *flags]
+    subprocess.run(command, check=True)
+
+
+def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
+    """The figures and the pictures of the card."""
+    judge = digits.DigitJudge(dataset["train"])
+    pipe = MagePipeline.from_pretrained(model_dir)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = model_dir / "pictures"
+    pictures.mkdir(exist_ok=True)
+
+    samples = digits.generate(pipe, 256)
+    draw_grid(samples[:64], columns=8).save(pictures / "samples.png")
+    steps = pipe(6, generator=[digits.seeded(i) for i in range(6)], return_steps=True)
+    draw_steps(steps.images, steps.steps, pipe.model.config.mask_token_id, num_columns=10).save(pictures / "steps.png")
+    return {
+        "samples": digits.score_samples(judge, samples),
+        "test_images": digits.score_samples(judge, dataset["test"]["image"][:]),
+        "inpainting": evaluate_inpainting(judge, pipe, dataset["test"], pictures),
+        "probe": evaluate_probe(dataset, model_dir),
+    }
+
+
+def evaluate_inpainting(judge: digits.DigitJudge, pipe: MagePipeline, test: Dataset, pictures: Path) -> dict:
+    """Share of the test digits that keep their label, for each half that is hidden and painted again."""
+    originals, kept = test["image"][:], {}
+    for side in ("bottom", "top", "left", "right"):
+        painted = digits.inpaint(pipe, originals, side)
+        kept[side] = digits.score_inpainting(judge, originals, painted)
+        if side == "bottom":
+            rows = [originals[:16], [digits.blank_half(image, side) for image in originals[:16]], painted[:16]]
+            draw_grid([image for row in rows for image in row], columns=16).save(pictures / "inpainting.png")
+    return kept
+
+
+def evaluate_probe(dataset: DatasetDict, model_dir: Path) -> dict:
+    """Accuracies of a linear probe, mean and standard deviation over draws of the examples, beside raw pixels."""
+    model, processor = AutoModel.from_pretrained(model_dir).eval(), AutoImageProcessor.from_pretrained(model_dir)
+    images = {split: dataset[split]["image"][:] for split in dataset}
+    labels = {split: dataset[split]["label"][:] for split in dataset}
+    features = {
+        "features": {split: digits.extract_features(model, processor, images[split]) for split in images},
+        "pixels": {split: digits.raw_pixels(images[split]) for split in images},
+    }
+    table = {}
+    for name, values in features.items():
+        for shots in SHOTS:
+            accuracies = [digits.probe_accuracy(values, labels, shots, seed) for seed in SEEDS]
+            table.setdefault(name, {})[str(shots or "all")] = [np.mean(accuracies), np.std(accuracies)]
+    return table
+
+
+def draw_grid(images: list[Image.Image], columns: int, scale: int = 2, gap: int = 2) -> Image.Image:
+    """Images side by side, `columns` to a row."""
+    side = digits.IMAGE_SIZE * scale + gap
+    picture = Image.new("RGB", (columns * side - gap, -(-len(images) // columns) * side - gap), "white")
+    for number, image in enumerate(images):
+        place = (number % columns * side, number // columns * side)
+        picture.paste(image.resize((side - gap, side - gap), Image.Resampling.NEAREST), place)
+    return picture
+
+
+def write_card(figures: dict, model_dir: Path):
+    """Fills the figures into the card."""
+    card, samples, real = model_dir / "README.md", figures["samples"], figures["test_images"]
+    measures = [
+        ["samples that the classifier is over 0.9 sure of", percent(samples["sure"])],
+        ["the same of the real test digits", percent(real["sure"])],
+        ["different digits among those samples", samples["digits"]],
+    ]
+    for side, kept in figures["inpainting"].items():
+        measures.append([f"test digits that keep their label, {side} half painted again", percent(kept)])
+    replace_block(card, "generation", markdown_table(["measure", "% (or count)"], measures))
+    header = ["labels a class", *figures["probe"]["features"]]
+    rows = [[name, *(percent(*cell) for cell in cells.values())] for name, cells in figures["probe"].items()]
+    replace_block(card, "probe", markdown_table(header, rows))
+
+
+if __name__ == "__main__":
+    main()
