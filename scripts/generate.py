@@ -39,6 +39,7 @@ from transformers_mage.training.arguments import argument, parse_arguments
 SCHEDULER_CHOICES = ("masking_schedule", "unmasking_order", "token_temperature", "top_k", "top_p")
 PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule")
 NUM_IN_GRID = 64
+NUM_DECODED_AT_ONCE = 8
 
 
 @dataclass
@@ -127,7 +128,8 @@ def run(arguments: GenerationArguments, pipe: MagePipeline, state: PartialState)
 def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MagePipeline:
     name = arguments.pretrained_model_name_or_path
     try:
-        pipe = MagePipeline.from_pretrained(name, torch_dtype=getattr(torch, arguments.dtype)).to(device)
+        precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
+        pipe = MagePipeline.from_pretrained(name, **precision).to(device)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{name} cannot be loaded: {error}") from error
     chosen = {key: getattr(arguments, key) for key in SCHEDULER_CHOICES if getattr(arguments, key) is not None}
@@ -196,14 +198,19 @@ def make_images(
     arguments: GenerationArguments, pipe: MagePipeline, indices: list[int], labels: list[int] | None
 ) -> np.ndarray:
     """(batch_size, height, width, channels) uint8."""
-    images = pipe(
+    tokens = pipe(
         num_images=len(indices) if labels is None else 1,
         class_labels=labels,
         generator=[generator_of(arguments.seed, index) for index in indices],
-        output_type="pt",
+        output_type="latent",
         **{name: getattr(arguments, name) for name in PIPELINE_CHOICES},
     ).images
-    return (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    # Always as many at once: another shape is rounded otherwise, and hardly an image of 200,000 values would have all
+    # of them the same after that.
+    padded = torch.cat([tokens, tokens[:1].expand(-len(tokens) % NUM_DECODED_AT_ONCE, -1, -1)])
+    pixels = [pipe.model.decode_image_tokens(part) for part in padded.split(NUM_DECODED_AT_ONCE)]
+    pixels = torch.cat(pixels)[: len(tokens)].float().clamp(0, 1)
+    return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw_grid(writer: SampleWriter, num_images: int):

@@ -154,9 +154,10 @@ class TarWriter(SampleWriter):
         new = [k for k, index in enumerate(indices) if index % self.unit_size >= self.count]
         data = b""
         for k, encoded in zip(new, self.pool.map(encode_image, [images[k] for k in new]), strict=True):
-            data += _tar_member(f"{indices[k]:09d}.png", encoded)
             if labels is not None:
                 data += _tar_member(f"{indices[k]:09d}.cls", str(labels[k]).encode())
+            # Last, so that a sample is whole where its image is.
+            data += _tar_member(f"{indices[k]:09d}.png", encoded)
         self._append(data)
         self.count += len(new)
         if self.count == self._size_of(self.shard):
@@ -205,7 +206,7 @@ def _tar_member(name: str, data: bytes) -> bytes:
 
 def _whole_samples(file: BinaryIO) -> tuple[int, int]:
     """How many samples a shard has, which may be cut off anywhere, and where the last whole one ends."""
-    ends: dict[str, int] = {}
+    count, last_end = 0, 0
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     while header := file.read(tarfile.BLOCKSIZE):
@@ -216,11 +217,10 @@ def _whole_samples(file: BinaryIO) -> tuple[int, int]:
         end = file.tell() + member.size + -member.size % tarfile.BLOCKSIZE
         if end > size:
             break
-        ends[member.name] = end
+        if member.name.endswith(".png"):
+            count, last_end = count + 1, end
         file.seek(end)
-    last_of_sample = ".cls" if any(name.endswith(".cls") for name in ends) else ".png"
-    whole = [end for name, end in ends.items() if name.endswith(last_of_sample)]
-    return len(whole), max(whole, default=0)
+    return count, last_end
 
 
 class NpzWriter(SampleWriter):

@@ -1,0 +1,189 @@
+"""scripts/generate.py: image i depends on the seed and i alone, whatever happens to the run."""
+
+import errno
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
+from transformers_mage.generation.writers import ImageFolderWriter
+
+from ..conftest import SMALL_VQ_CONFIG
+from .conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "scripts" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = MageConfig(
+        codebook_size=16, image_size=16, patch_size=4, num_classes=3, vq_config=SMALL_VQ_CONFIG, **sizes
+    )
+    scheduler = MageScheduler(config.mask_token_id, num_inference_steps=3)
+    folder = tmp_path_factory.mktemp("model")
+    MagePipeline(MageForMaskedImageModeling(config), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def flags(model_folder: Path) -> list[str]:
+    return ["--pretrained_model_name_or_path", str(model_folder), "--num_images", "20", "--batch_size", "8"]
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+
+
+def run_as(generate: ModuleType, argv: list[str], process_index: int, num_processes: int):
+    """What one process of several writes, without the others."""
+    arguments = generate.parse_arguments(generate.GenerationArguments, "", argv)
+    pipe = generate.load_pipeline(arguments, torch.device("cpu"))
+    classes = generate.ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
+    writer = generate.create_writer(arguments, pipe)
+    writer.prepare()
+    state = SimpleNamespace(process_index=process_index, num_processes=num_processes, is_local_main_process=False)
+    made = sum(generate.write_images(arguments, pipe, classes, writer, state))
+    writer.close()
+    return made
+
+
+def test_samples_are_those_of_the_pipeline(generate, flags, model_folder, tmp_path):
+    generate.main([*flags, "--output_dir", str(tmp_path), "--guidance_scale", "2"])
+    lines = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
+    assert json.loads(lines[7]) == {"file_name": "000000007.png", "label": 1}
+    pipe = MagePipeline.from_pretrained(model_folder)
+    pipe.set_progress_bar_config(disable=True)
+    again = pipe(class_labels=1, guidance_scale=2.0, generator=[generate.generator_of(0, 7)]).images[0]
+    difference = np.asarray(again, dtype=int) - np.asarray(PIL.Image.open(tmp_path / "images" / "000000007.png"))
+    assert np.abs(difference).max() <= 1
+    assert PIL.Image.open(tmp_path / "grid.png").size == (5 * 16, 4 * 16)
+
+
+def test_files_do_not_depend_on_the_number_of_processes(generate, flags, tmp_path):
+    generate.main([*flags, "--output_dir", str(tmp_path / "one")])
+    shared = [*flags, "--output_dir", str(tmp_path / "two")]
+    assert [run_as(generate, shared, process_index=index, num_processes=2) for index in (1, 0)] == [8, 12]
+    whole = images_of(tmp_path / "one")
+    del whole["metadata.jsonl"]  # written once all processes are done
+    assert images_of(tmp_path / "two") == whole
+
+
+def test_files_hardly_depend_on_the_batch_size(generate, flags, tmp_path):
+    generate.main([*flags, "--output_dir", str(tmp_path / "eight")])
+    generate.main([*flags, "--output_dir", str(tmp_path / "seven"), "--batch_size", "7"])
+    eight, seven = images_of(tmp_path / "eight"), images_of(tmp_path / "seven")
+    assert sum(eight[name] == seven[name] for name in eight) >= 20  # of 21, the classes among them
+
+
+@pytest.mark.parametrize("output_format", ["webp", "tar", "npz"])
+def test_a_run_that_ran_out_of_disk_goes_on(generate, flags, tmp_path, monkeypatch, output_format: str):
+    flags = [*flags, "--output_format", output_format, "--shard_size", "10"]
+    generate.main([*flags, "--output_dir", str(tmp_path / "whole")])
+    made = []
+    draw = generate.make_images
+
+    def make_images(arguments, pipe, indices, labels):
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(indices)
+        return draw(arguments, pipe, indices, labels)
+
+    monkeypatch.setattr(generate, "make_images", make_images)
+    with pytest.raises(SystemExit, match=r"no room left in .*start the same command"):
+        generate.main([*flags, "--output_dir", str(tmp_path / "resumed")])
+    monkeypatch.setattr(generate, "make_images", draw)
+    generate.main([*flags, "--output_dir", str(tmp_path / "resumed")])
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(resumed) for path in resumed.rglob("*") if path.is_file()) == names
+    assert all((whole / name).read_bytes() == (resumed / name).read_bytes() for name in names)
+
+
+def test_nothing_is_drawn_twice(generate, flags, tmp_path, monkeypatch, capsys):
+    generate.main([*flags, "--output_dir", str(tmp_path)])
+    for index in (17, 18):
+        (tmp_path / "images" / f"{index:09d}.png").unlink()
+    drawn = []
+    make_images = generate.make_images
+    monkeypatch.setattr(generate, "make_images", lambda *args: drawn.append(args[2]) or make_images(*args))
+    capsys.readouterr()
+    generate.main([*flags, "--output_dir", str(tmp_path)])
+    assert drawn == [list(range(16, 24))]
+    assert "Going on with 20 images" in capsys.readouterr().out
+    assert len(images_of(tmp_path)) == 21
+
+
+def test_a_full_disk_while_writing_leaves_no_half_file(generate, flags, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse, raising=True)
+    writer = ImageFolderWriter(tmp_path, 4, 4)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write([0], np.zeros((1, 4, 4, 3), np.uint8), None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seed", "1"], "holds another run: seed was 0, now 1"),
+        (["--num_images", "21"], "num_images was 20, now 21"),
+        (["--num_inference_steps", "2"], "num_inference_steps was 3, now 2"),
+        (["--unmasking_order", "halton"], "unmasking_order was 'confidence', now 'halton'"),
+        (["--class_labels", "none"], "class_labels was 'balanced', now None"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(generate, flags, tmp_path, more: list[str], message: str):
+    generate.write_manifest(tmp_path, manifest(generate, flags))
+    with pytest.raises(SystemExit, match=message):
+        generate.main([*flags, "--output_dir", str(tmp_path), *more])
+
+
+def manifest(generate: ModuleType, argv: list[str]) -> dict:
+    arguments = generate.parse_arguments(generate.GenerationArguments, "", argv)
+    pipe = generate.load_pipeline(arguments, torch.device("cpu"))
+    classes = generate.ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
+    return generate.describe(arguments, pipe, classes)
+
+
+def test_what_decides_nothing_may_change(generate, flags, tmp_path):
+    explicit = [*flags, "--batch_size", "3", "--num_inference_steps", "3", "--temperature", "6.0"]
+    assert manifest(generate, explicit) == manifest(generate, flags)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--class_labels", "no_such_file.txt"], "`balanced`, `none` or a file"),
+        (["--guidance_scale", "-1"], "`guidance_scale` must be 0"),
+        (["--top_p", "2"], "`top_p` must lie above 0"),
+        (["--pretrained_model_name_or_path", "/no/such/folder"], "/no/such/folder cannot be loaded"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_no_folder(generate, flags, tmp_path, more: list[str], message: str):
+    with pytest.raises(SystemExit, match=message):
+        generate.main([*flags, "--output_dir", str(tmp_path / "samples"), *more])
+    assert not (tmp_path / "samples").exists()
+
+
+def test_wrong_flags_are_refused(generate, flags, capsys):
+    for more, message in ((["--num_images", "0"], "at least 1, got 0"), (["--seed", "-1"], "0 or more, got -1")):
+        with pytest.raises(SystemExit):
+            generate.main([*flags, *more])
+        assert message in capsys.readouterr().err
