@@ -1,0 +1,155 @@
+"""The model card of a converted checkpoint: what it is, how to use it, what was published about it, whose it is."""
+
+from dataclasses import dataclass
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..configuration_mage import MageConfig
+from .reading import OriginalCheckpoint
+
+PAPER = "https://arxiv.org/abs/2211.09117"
+ORIGINAL = "https://github.com/LTH14/mage"
+_PIPELINE_TAGS = {
+    "pretraining": "unconditional-image-generation",
+    "classifier": "image-classification",
+    "probe": "image-classification",
+    "tokenizer": "image-to-image",
+}
+_TITLES = {
+    "pretraining": "{family} {size}",
+    "classifier": "{family} {size}, fine-tuned as a classifier",
+    "probe": "{family} {size}, linear probe",
+    "tokenizer": "Image tokenizer of MAGE",
+}
+_CITATION = """@inproceedings{li2023mage,
+  title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
+  author    = {Li, Tianhong and Chang, Huiwen and Mishra, Shlok Kumar and Zhang, Han and Katabi, Dina and
+               Krishnan, Dilip},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023}
+}"""
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """What the paper reports on ImageNet-1k at 256 x 256; accuracies are top-1 in per cent."""
+
+    fid: float
+    inception_score: float
+    probe: float
+    contrastive_probe: float
+    fine_tuned: float
+
+
+_FIGURES = {
+    "ViT-B": PublishedFigures(11.1, 81.2, probe=74.7, contrastive_probe=78.2, fine_tuned=82.5),
+    "ViT-L": PublishedFigures(9.10, 105.1, probe=78.9, contrastive_probe=80.9, fine_tuned=83.9),
+}
+_PUBLISHED_SIZES = {(12, 768, 1024, 256): "ViT-B", (24, 1024, 1024, 256): "ViT-L"}
+
+
+def published_size(config: MageConfig) -> str | None:
+    """`"ViT-B"` or `"ViT-L"`, where a model has the depth, width, codebook and image size of that published one."""
+    sizes = (config.num_hidden_layers, config.hidden_size, config.codebook_size, config.image_size)
+    return _PUBLISHED_SIZES.get(sizes)
+
+
+def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
+    """Whether a checkpoint is MAGE-C's, which its projection head tells, or else only the file's name."""
+    name = checkpoint.path.stem.lower().replace("-", "").replace("_", "")
+    return bool(checkpoint.projection_head) or "magec" in name
+
+
+def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage: str) -> ModelCard:
+    """
+    The card of the folder that `checkpoint` becomes.
+
+    Args:
+        checkpoint ([`OriginalCheckpoint`]): what was converted.
+        config ([`MageConfig`], *optional*): its model's; a tokenizer has none.
+        usage (`str`): a code example.
+    """
+    size = published_size(config) if config else None
+    data = ModelCardData(
+        license="mit",
+        library_name="diffusers" if checkpoint.kind in ("pretraining", "tokenizer") else "transformers",
+        pipeline_tag=_PIPELINE_TAGS[checkpoint.kind],
+        datasets=["ILSVRC/imagenet-1k"] if size else None,
+        tags=["mage", "masked-image-modeling", "vqgan"],
+    )
+    title = _TITLES[checkpoint.kind].format(
+        family="MAGE-C" if is_contrastive(checkpoint) else "MAGE", size=size or "of another size"
+    )
+    sections = [
+        f"# {title}",
+        _description(checkpoint, config),
+        f"## Use\n\n```python\n{usage}\n```",
+        _figures(checkpoint, size),
+        _provenance(checkpoint),
+        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
+    if config is None:
+        return (
+            f"The VQGAN whose codes [MAGE]({PAPER}) models, as a stock `VQModel` of diffusers. It turns RGB images in "
+            "[0, 1] into a grid of codes and back."
+        )
+    does = {
+        "pretraining": "generates images by iterative decoding and gives features of images",
+        "classifier": f"sorts images into {config.num_labels} classes",
+        "probe": f"sorts images into {config.num_labels} classes by a linear layer over frozen features",
+    }[checkpoint.kind]
+    rows, columns = config.grid_size
+    tokenizer = "with its tokenizer inside" if config.vq_config else "without a tokenizer: it takes and gives tokens"
+    return (
+        f"[MAGE]({PAPER}) is a masked generative encoder: one model, trained once by masked image modelling over the "
+        f"tokens of a VQGAN, for generation and representation. This one {does}.\n\n"
+        f"Encoder of {config.num_hidden_layers} layers of width {config.hidden_size} with "
+        f"{config.num_attention_heads} heads; {rows} x {columns} tokens out of {config.codebook_size} codes for an "
+        f"image of {config.image_size} x {config.image_size} pixels; {tokenizer}."
+    )
+
+
+def _figures(checkpoint: OriginalCheckpoint, size: str | None) -> str:
+    if size is None:
+        return ""
+    figures = _FIGURES[size]
+    contrastive = is_contrastive(checkpoint)
+    accuracy = figures.contrastive_probe if contrastive else figures.probe
+    rows = {
+        "pretraining": [("linear probe, top-1 (%)", accuracy)],
+        "probe": [("linear probe, top-1 (%)", accuracy)],
+        "classifier": [] if contrastive else [("fine-tuned, top-1 (%)", figures.fine_tuned)],
+    }[checkpoint.kind]
+    if checkpoint.kind == "pretraining" and not contrastive:
+        rows = [("FID, unconditional", figures.fid), ("Inception Score", figures.inception_score), *rows]
+        rows += [("fine-tuned, top-1 (%)", figures.fine_tuned)]
+    if not rows:
+        return ""
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    temperature = ""
+    if checkpoint.kind == "pretraining":
+        temperature = " Generation took 20 steps at temperature 6.0."
+        if size == "ViT-L":
+            temperature = (
+                " The temperature of generation was found by a grid search for this size; the scheduler here starts "
+                "from that of ViT-B, 20 steps at 6.0."
+            )
+    return (
+        f"## Published figures\n\nWhat the paper reports for its {'MAGE-C' if contrastive else 'MAGE'} {size} after "
+        "1600 epochs on ImageNet-1k at 256 x 256; they were not measured again on these weights. FID and Inception "
+        f"Score are over 50,000 samples.{temperature}\n\n| | {size} |\n| --- | --- |\n{table}"
+    )
+
+
+def _provenance(checkpoint: OriginalCheckpoint) -> str:
+    epoch = f" It was saved after epoch {checkpoint.epoch + 1}." if checkpoint.epoch is not None else ""
+    return (
+        f"## Where it comes from\n\nConverted from `{checkpoint.path.name}` by "
+        f"`python -m transformers_mage.convert_original_checkpoint`, which compared a forward pass before and after."
+        f"{epoch} The original implementation and its weights are at {ORIGINAL}, under the MIT licence."
+    )

@@ -1,0 +1,171 @@
+"""Makes models of original checkpoints, writes them as folders and holds what was written against what was meant."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import VQModel
+from transformers import CLIPImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..configuration_mage import MageConfig
+from ..modeling_mage import MageForImageClassification, MageForMaskedImageModeling, MagePreTrainedModel
+from ..pipeline_mage import MagePipeline
+from ..scheduling_mage import MageScheduler
+from ..vq_shortcuts import skip_noop_layers
+from .names import convert_model, convert_tokenizer
+from .reading import CheckpointError, OriginalCheckpoint
+
+# The evaluation crop: the shorter side is resized to 292 for images of 256.
+RESIZE = 292 / 256
+PAPER_STEPS, PAPER_TEMPERATURE = 20, 6.0
+# The same weights compute the same up to the order in which sums are taken.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def fill_model(
+    model: MagePreTrainedModel | VQModel, checkpoint: OriginalCheckpoint, dtype: torch.dtype = torch.float32
+) -> MagePreTrainedModel | VQModel:
+    """
+    Gives an empty model the weights of `checkpoint`, which in float32 stay where they are. The tokenizer's stay in
+    float32 in any case: fewer digits would change tokens.
+    """
+    weights = {name: _cast(weight, dtype) for name, weight in convert_model(checkpoint.model).items()}
+    if checkpoint.tokenizer is not None:
+        prefix = "" if checkpoint.kind == "tokenizer" else "mage.vqvae."
+        tokenizer = convert_tokenizer({name: weight.float() for name, weight in checkpoint.tokenizer.items()})
+        weights |= {prefix + name: weight for name, weight in tokenizer.items()}
+    model.load_state_dict(weights, assign=True)
+    vqvae = tokenizer_of(model)
+    if vqvae is not None:
+        skip_noop_layers(vqvae.requires_grad_(False))
+    return model.eval()
+
+
+def tokenizer_of(model: MagePreTrainedModel | VQModel) -> VQModel | None:
+    return model if isinstance(model, VQModel) else model.base_model.vqvae
+
+
+def image_processor(config: MageConfig, kind: str) -> CLIPImageProcessorPil:
+    """
+    The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did. What is
+    saved is the same for both backends; `AutoImageProcessor` takes torchvision's where there is one.
+    """
+    size = config.image_size
+    channels = config.vq_config["in_channels"] if config.vq_config else 3
+    normalises = kind == "classifier" and channels == 3
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": round(RESIZE * size)},
+        crop_size={"height": size, "width": size},
+        resample=3,
+        do_normalize=normalises,
+        image_mean=list(IMAGENET_DEFAULT_MEAN) if normalises else [0.0] * channels,
+        image_std=list(IMAGENET_DEFAULT_STD) if normalises else [1.0] * channels,
+        do_convert_rgb=channels == 3,
+    )
+
+
+def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):
+    """Writes everything that loads: weights, configuration, processor, and what makes it a pipeline."""
+    if isinstance(model, VQModel):
+        model.save_pretrained(folder)
+        return
+    processor = image_processor(model.config, kind)
+    if isinstance(model, MageForMaskedImageModeling):
+        scheduler = MageScheduler(
+            model.config.mask_token_id, temperature=PAPER_TEMPERATURE, num_inference_steps=PAPER_STEPS
+        )
+        MagePipeline(model, scheduler, processor).save_pretrained(folder)
+        return
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def read_model(folder: Path, model_class: type) -> MagePreTrainedModel | VQModel:
+    """The model in a folder, as a user would load it."""
+    model = model_class.from_pretrained(folder)
+    if isinstance(model, VQModel):
+        skip_noop_layers(model.requires_grad_(False))
+    return model.eval()
+
+
+@torch.no_grad()
+def forward_pass(model: MagePreTrainedModel | VQModel) -> dict[str, torch.Tensor]:
+    """What a model computes from fixed random inputs: every weight of it takes part."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = _tokenizer_pass(tokenizer_of(model), generator)
+    if isinstance(model, VQModel):
+        return outputs
+    config = model.config
+    tokens = torch.randint(config.codebook_size, (1, config.sequence_length), generator=generator)
+    if isinstance(model, MageForImageClassification):
+        return outputs | {"logits": model(input_ids=tokens).logits}
+    tokens[:, ::2] = config.mask_token_id
+    return outputs | {"features": model.mage(input_ids=tokens).pooler_output, "logits": model(input_ids=tokens).logits}
+
+
+def compare_passes(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+    """
+    The largest relative difference between two forward passes.
+
+    Raises:
+        CheckpointError: where it is more than rounding.
+    """
+    worst = 0.0
+    for name, expected in before.items():
+        error = ((after[name].double() - expected.double()).norm() / expected.double().norm()).item()
+        # The other way round, so that numbers that are none fail too.
+        if not error <= _TOLERANCE[expected.dtype] or after[name].dtype != expected.dtype:
+            raise CheckpointError(
+                f"The written folder computes other {name} than the model that was written: relative difference "
+                f"{error:.1e}, {after[name].dtype} instead of {expected.dtype}."
+            )
+        worst = max(worst, error)
+    return worst
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """
+    A path beside `out` to write to, which becomes `out` when all went well and disappears when not: what is at `out`
+    is always whole.
+
+    Raises:
+        CheckpointError: where something is at `out` already, or nothing can be written there.
+    """
+    check_free(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {out}: {error.strerror}.") from error
+    with aside as folder:
+        path = Path(folder) / out.name
+        yield path
+        if out.is_dir():
+            out.rmdir()
+        path.rename(out)
+
+
+def check_free(out: Path):
+    """Refuses to overwrite."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out} exists already. Choose another place, or remove it first.")
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def _tokenizer_pass(vqvae: VQModel | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Of an image of 4 x 4 tokens: the tokenizer is convolutional, so that a small image tells as much."""
+    if vqvae is None:
+        return {}
+    side = 4 * 2 ** (len(vqvae.config.block_out_channels) - 1)
+    pixels = torch.rand(1, vqvae.config.in_channels, side, side, generator=generator)
+    codes = torch.randint(vqvae.config.num_vq_embeddings, (1, 4, 4), generator=generator)
+    quantized = vqvae.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
+    decoded = vqvae.decoder(vqvae.post_quant_conv(quantized))
+    return {"latents": vqvae.encode(pixels).latents, "pixels": decoded}
