@@ -1,26 +1,25 @@
-"""Files as the original's training scripts write them, of the small recorded case."""
+"""Files as the original's training scripts write them."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from tests.reference import TINY
+from tests.reference import TINY, ReferenceCase
 from transformers_mage.convert_original_checkpoint import main
 
-# The small case has not the published width of a head.
-HEADS = ("--num_attention_heads", "4", "--decoder_num_attention_heads", "4")
 
-
-def original_weights(kind: str = "model", tokenizer: bool = True) -> dict[str, torch.Tensor]:
-    """The `state_dict` of a pre-training `model`, a `classifier` or a `probe`, with or without the tokenizer inside."""
-    weights = {name: weight for name, weight in TINY.weights(kind).items() if not name.startswith("vqgan.")}
-    inside = {f"vqgan.{name}": weight for name, weight in TINY.tokenizer_weights.items()} if tokenizer else {}
+def original_weights(
+    kind: str = "model", tokenizer: bool = True, case: ReferenceCase = TINY
+) -> dict[str, torch.Tensor]:
+    """The `state_dict` of a pre-training `model`, a `classifier` or a `probe`."""
+    weights = {name: weight for name, weight in case.weights(kind).items() if not name.startswith("vqgan.")}
+    inside = {f"vqgan.{name}": weight for name, weight in case.tokenizer_weights.items()} if tokenizer else {}
     return {**weights, **inside}
 
 
 def save_original(path: Path, weights: dict[str, torch.Tensor], **kwargs) -> Path:
-    """Writes what the original's training scripts write beside the weights, too."""
+    """With the training state that the original's scripts write beside the weights."""
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1.5e-4, "params": [0]}]}
     args = argparse.Namespace(model="mage_vit_base_patch16", lr=1.5e-4, output_dir="./output_dir")
     payload = {"model": weights, "optimizer": optimizer, "epoch": 1599, "scaler": {"scale": 65536.0}, "args": args}
@@ -28,12 +27,14 @@ def save_original(path: Path, weights: dict[str, torch.Tensor], **kwargs) -> Pat
     return path
 
 
-def save_tokenizer(path: Path, **changes: torch.Tensor) -> Path:
-    torch.save({"state_dict": {**TINY.tokenizer_weights, **changes}}, path)
+def save_tokenizer(path: Path, case: ReferenceCase = TINY, **changes: torch.Tensor) -> Path:
+    torch.save({"state_dict": {**case.tokenizer_weights, **changes}}, path)
     return path
 
 
-def convert(checkpoint: Path, out: Path, *flags: str) -> Path:
-    """The command, in this process."""
-    main([str(checkpoint), str(out), *HEADS, *map(str, flags)])
+def convert(checkpoint: Path, out: Path, *flags: str, case: ReferenceCase = TINY) -> Path:
+    """The command, in this process. The small case has not the published width of a head."""
+    sizes = case.manifest["config"]
+    heads = ["--num_attention_heads", sizes["heads"], "--decoder_num_attention_heads", sizes["dec_heads"]]
+    main([str(argument) for argument in (checkpoint, out, *heads, *flags)])
     return out

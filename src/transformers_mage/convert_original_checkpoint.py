@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None):
     except CheckpointError as error:
         raise SystemExit(f"error: {error}") from None
     except (OSError, SafetensorError) as error:
-        raise SystemExit(f"error: writing {args.out} failed, nothing is left there: {error}") from None
+        raise SystemExit(f"error: {error}. {_state_of(args.out)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted; nothing was written to {args.out}.") from None
+        raise SystemExit(f"Interrupted. {_state_of(args.out)}") from None
 
 
 def convert(args: argparse.Namespace):
@@ -112,7 +112,7 @@ def convert(args: argparse.Namespace):
     print(f"\n{summary}\n\n{args.out}: loaded back, a forward pass differs by {difference:.1e} from the one before.")
     if args.push_to_hub:
         push(args.out, args.push_to_hub)
-    print(next_steps(checkpoint, args.out))
+    print(next_steps(checkpoint, args.out, has_labels=bool(args.labels)))
 
 
 def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedModel | VQModel]:
@@ -144,6 +144,10 @@ def push(folder: Path, name: str):
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise SystemExit(f"error: {folder} is written, but could not be uploaded to {name}: {error}") from None
     print(f"Uploaded to {repository}.")
+
+
+def _state_of(out: Path) -> str:
+    return f"{out} is whole." if out.exists() else f"Nothing was written to {out}."
 
 
 @contextmanager

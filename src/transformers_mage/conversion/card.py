@@ -1,5 +1,6 @@
 """The model card of a converted checkpoint: what it is, how to use it, what was published about it, whose it is."""
 
+import re
 from dataclasses import dataclass
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -45,6 +46,13 @@ _FIGURES = {
     "ViT-B": PublishedFigures(11.1, 81.2, probe=74.7, contrastive_probe=78.2, fine_tuned=82.5),
     "ViT-L": PublishedFigures(9.10, 105.1, probe=78.9, contrastive_probe=80.9, fine_tuned=83.9),
 }
+_GENERATION_NOTES = {
+    "ViT-B": " FID and Inception Score are over 50,000 samples of 20 steps at temperature 6.0.",
+    "ViT-L": (
+        " FID and Inception Score are over 50,000 samples, whose temperature was found by a grid search for this "
+        "size; the scheduler here starts from that of ViT-B, 20 steps at 6.0."
+    ),
+}
 _PUBLISHED_SIZES = {(12, 768, 1024, 256): "ViT-B", (24, 1024, 1024, 256): "ViT-L"}
 
 
@@ -56,8 +64,7 @@ def published_size(config: MageConfig) -> str | None:
 
 def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
     """Whether a checkpoint is MAGE-C's, which its projection head tells, or else only the file's name."""
-    name = checkpoint.path.stem.lower().replace("-", "").replace("_", "")
-    return bool(checkpoint.projection_head) or "magec" in name
+    return bool(checkpoint.projection_head or re.search(r"mage[-_]?c(?![a-z])", checkpoint.path.stem.lower()))
 
 
 def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage: str) -> ModelCard:
@@ -117,33 +124,30 @@ def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> s
 def _figures(checkpoint: OriginalCheckpoint, size: str | None) -> str:
     if size is None:
         return ""
-    figures = _FIGURES[size]
-    contrastive = is_contrastive(checkpoint)
-    accuracy = figures.contrastive_probe if contrastive else figures.probe
-    rows = {
-        "pretraining": [("linear probe, top-1 (%)", accuracy)],
-        "probe": [("linear probe, top-1 (%)", accuracy)],
-        "classifier": [] if contrastive else [("fine-tuned, top-1 (%)", figures.fine_tuned)],
-    }[checkpoint.kind]
-    if checkpoint.kind == "pretraining" and not contrastive:
-        rows = [("FID, unconditional", figures.fid), ("Inception Score", figures.inception_score), *rows]
-        rows += [("fine-tuned, top-1 (%)", figures.fine_tuned)]
+    rows, notes = _published_rows(checkpoint.kind, size, is_contrastive(checkpoint))
     if not rows:
         return ""
+    family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    temperature = ""
-    if checkpoint.kind == "pretraining":
-        temperature = " Generation took 20 steps at temperature 6.0."
-        if size == "ViT-L":
-            temperature = (
-                " The temperature of generation was found by a grid search for this size; the scheduler here starts "
-                "from that of ViT-B, 20 steps at 6.0."
-            )
     return (
-        f"## Published figures\n\nWhat the paper reports for its {'MAGE-C' if contrastive else 'MAGE'} {size} after "
-        "1600 epochs on ImageNet-1k at 256 x 256; they were not measured again on these weights. FID and Inception "
-        f"Score are over 50,000 samples.{temperature}\n\n| | {size} |\n| --- | --- |\n{table}"
+        f"## Published figures\n\nWhat the paper reports for its {family} {size} after 1600 epochs on ImageNet-1k at "
+        f"256 x 256; they were not measured again on these weights.{notes}\n\n| | {size} |\n| --- | --- |\n{table}"
     )
+
+
+def _published_rows(kind: str, size: str, contrastive: bool) -> tuple[list[tuple[str, float]], str]:
+    """Rows of the table, and what has to be said of them."""
+    figures = _FIGURES[size]
+    probe = ("linear probe, top-1 (%)", figures.contrastive_probe if contrastive else figures.probe)
+    fine_tuned = ("fine-tuned, top-1 (%)", figures.fine_tuned)
+    if kind == "probe":
+        return [probe], ""
+    if kind == "classifier":
+        return ([] if contrastive else [fine_tuned]), ""
+    if contrastive:
+        return [probe], ""
+    generation = [("FID, unconditional", figures.fid), ("Inception Score", figures.inception_score)]
+    return [*generation, probe, fine_tuned], _GENERATION_NOTES[size]
 
 
 def _provenance(checkpoint: OriginalCheckpoint) -> str:

@@ -153,8 +153,11 @@ def _check_file(path: Path):
         raise CheckpointError(f"{path} is a folder; pass the original's file. (`--to_original` takes folders.)")
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
-    with open(path, "rb") as file:
-        head = file.read(1024)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     what = _what_is(head, path)
     if what:
         raise CheckpointError(f"{path} is {what}")

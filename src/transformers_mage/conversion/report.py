@@ -65,15 +65,18 @@ def table(model: MagePreTrainedModel | VQModel, checkpoint: OriginalCheckpoint) 
     return "\n".join(lines).rstrip()
 
 
-def next_steps(checkpoint: OriginalCheckpoint, out: Path) -> str:
+def next_steps(checkpoint: OriginalCheckpoint, out: Path, has_labels: bool) -> str:
+    """What is still missing, and code to start with."""
     code = "\n".join(f"    {line}".rstrip() for line in usage(checkpoint, str(out)).splitlines())
-    hint = ""
+    hints = ""
     if checkpoint.tokenizer is None:
-        hint = (
+        hints += (
             "\nThe checkpoint has no tokenizer inside; to work on images, convert it again with "
             "`--tokenizer vqgan_jax_strongaug.ckpt`.\n"
         )
-    return f"{hint}\nNext:\n\n{code}"
+    if checkpoint.kind in ("classifier", "probe") and not has_labels:
+        hints += "\nThe classes have numbers for names; `--labels FILE` with a name a line gives them theirs.\n"
+    return f"{hints}\nNext:\n\n{code}"
 
 
 def _part_rows(model: MagePreTrainedModel | VQModel) -> list[tuple[str, ...]]:
