@@ -13,9 +13,12 @@ def original_weights(
     kind: str = "model", tokenizer: bool = True, case: ReferenceCase = TINY
 ) -> dict[str, torch.Tensor]:
     """The `state_dict` of a pre-training `model`, a `classifier` or a `probe`."""
-    weights = {name: weight for name, weight in case.weights(kind).items() if not name.startswith("vqgan.")}
-    inside = {f"vqgan.{name}": weight for name, weight in case.tokenizer_weights.items()} if tokenizer else {}
-    return {**weights, **inside}
+    weights = dict(case.weights(kind))
+    if not tokenizer:
+        return {name: weight for name, weight in weights.items() if not name.startswith("vqgan.")}
+    if kind != "model":
+        weights |= {f"vqgan.{name}": weight for name, weight in case.tokenizer_weights.items()}
+    return weights
 
 
 def save_original(path: Path, weights: dict[str, torch.Tensor], **kwargs) -> Path:
@@ -27,8 +30,8 @@ def save_original(path: Path, weights: dict[str, torch.Tensor], **kwargs) -> Pat
     return path
 
 
-def save_tokenizer(path: Path, case: ReferenceCase = TINY, **changes: torch.Tensor) -> Path:
-    torch.save({"state_dict": {**case.tokenizer_weights, **changes}}, path)
+def save_tokenizer(path: Path, **changes: torch.Tensor) -> Path:
+    torch.save({"state_dict": {**TINY.tokenizer_weights, **changes}}, path)
     return path
 
 

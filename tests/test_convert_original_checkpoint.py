@@ -77,14 +77,26 @@ def test_pipeline_has_the_recorded_logits_and_sample(reference, pretrained):
 @pytest.mark.parametrize("kind", ["classifier", "probe"])
 @torch.no_grad()
 def test_classifiers_have_the_recorded_logits(reference, kind, tmp_path):
-    weights = original_weights(kind, tokenizer=False, case=reference)
-    tokenizer = save_tokenizer(tmp_path / "vqgan.ckpt", case=reference)
-    checkpoint = save_original(tmp_path / "classifier.pth", weights)
+    checkpoint = save_original(tmp_path / "mage.pth", original_weights(kind, tokenizer=False, case=reference))
 
-    folder = convert(checkpoint, tmp_path / "out", "--tokenizer", tokenizer, case=reference)
+    folder = convert(checkpoint, tmp_path / "out", case=reference)
 
-    logits = AutoModelForImageClassification.from_pretrained(folder)(reference.pixel_values).logits
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    logits = model(input_ids=reference.recorded["tokenizer.token_ids"]).logits
     assert relative_error(logits, reference.recorded[f"{kind}.logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["classifier", "probe"])
+@pytest.mark.parametrize("where", ["inside", "second file"])
+@torch.no_grad()
+def test_classifiers_of_pixels(kind, where, tmp_path):
+    checkpoint = save_original(tmp_path / "mage.pth", original_weights(kind, tokenizer=where == "inside"))
+    second = [] if where == "inside" else ["--tokenizer", save_tokenizer(tmp_path / "vqgan.ckpt")]
+
+    folder = convert(checkpoint, tmp_path / "out", *second)
+
+    logits = AutoModelForImageClassification.from_pretrained(folder)(TINY.pixel_values).logits
+    assert relative_error(logits, TINY.recorded[f"{kind}.logits"]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["model", "classifier", "probe"])
