@@ -1,0 +1,72 @@
+"""Classes from a dataset, and the start from an unconditional model."""
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+
+from transformers_mage import MageForMaskedImageModeling
+from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
+
+
+def labelled(feature, labels: list) -> Dataset:
+    return Dataset.from_dict({"label": labels}, features=Features({"label": feature}))
+
+
+def test_named_classes():
+    dataset = labelled(ClassLabel(names=["cat", "dog", "snow leopard"]), [0, 1, 0])
+    expected = {"num_classes": 3, "id2label": {0: "cat", 1: "dog", 2: "snow leopard"}}
+    assert class_settings(dataset, "label") == expected
+    assert class_settings(dataset.to_iterable_dataset(), "label") == expected
+
+
+def test_classes_that_are_numbers():
+    assert class_settings(labelled(Value("int64"), [0, 4, 2]), "label") == {"num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "column", "message"),
+    [
+        (labelled(Value("int64"), [0]), "class", r'no column "class" but \[.label.\].*--label_column'),
+        (labelled(Value("int64"), [0]), None, "no column"),
+        (labelled(Value("string"), ["cat"]), "label", "must hold classes .*class_encode_column"),
+        (labelled(Value("int64"), [-1, 3]), "label", "from 0 on, got -1"),
+    ],
+)
+def test_what_is_no_class_is_refused(dataset: Dataset, column: str | None, message: str):
+    with pytest.raises(SystemExit, match=message):
+        class_settings(dataset, column)
+
+
+def test_an_unconditional_model_is_gone_on_from(small_model: MageForMaskedImageModeling, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    model = load_for_training(str(tmp_path), {"num_classes": 3, "id2label": {0: "a", 1: "b", 2: "c"}})
+    assert model.mage.vqvae is None
+    assert (model.config.num_classes, model.config.id2label[2]) == (3, "c")
+    assert model.mage.embeddings.class_embeddings.weight.std().item() == pytest.approx(0.02, abs=0.01)
+    theirs = small_model.state_dict()
+    ours = {name: weight for name, weight in model.state_dict().items() if "class_embeddings" not in name}
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_without_names_there_are_as_many_labels_as_classes(small_model: MageForMaskedImageModeling, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    assert load_for_training(str(tmp_path), {"num_classes": 5}).config.num_labels == 5
+
+
+def test_another_model_is_refused(small_model: MageForMaskedImageModeling, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="cannot be"):
+        load_for_training(str(tmp_path), {"hidden_size": 64})
+    with pytest.raises(SystemExit, match="is another model than `model` says"):
+        load_for_training(str(tmp_path), {"num_hidden_layers": 3})
+    with pytest.raises(SystemExit, match="/no/such/folder cannot be gone on from"):
+        load_for_training("/no/such/folder", {})
+
+
+def test_a_frozen_encoder_leaves_the_decoder_and_the_classes(small_config):
+    model = MageForMaskedImageModeling(type(small_config)(**small_config.to_dict() | {"num_classes": 3}))
+    freeze_encoder(model)
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    encoder = {name for name, parameter in model.mage.named_parameters() if parameter.requires_grad}
+    assert trained == {"mage", "decoder", "head"}
+    assert encoder == {"embeddings.class_embeddings.weight"}
