@@ -9,10 +9,12 @@ The digits model:
 from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
+from diffusers import VQModel
 
-from transformers_mage import sample_masks
+from transformers_mage import MageForMaskedImageModeling, sample_masks
 from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
 from transformers_mage.training.augmentation import RandomViews
+from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.data import InMemoryImages, InMemoryTokens, decode_images, load_images, read_labels
 from transformers_mage.training.pretraining import (
     MageForPreTraining,
@@ -31,6 +33,11 @@ from transformers_mage.training.tokenizer import load_tokenizer
 class MageArguments(TrainingArguments):
     model: dict = field(init=False, default_factory=dict)
     tokenizer_name_or_path: str | None = argument(None, "A `VQModel`'s folder or Hub name, or that of a MAGE model.")
+    pretrained_model_name_or_path: str | None = argument(
+        None, "Go on from the weights of this MAGE model, with its tokenizer."
+    )
+    class_conditional: bool = argument(False, "Learn the classes of `--label_column` too, to generate images of them.")
+    freeze_encoder: bool = argument(False, "Train only the decoder, and the classes' embeddings.")
     tokenized_views: int = argument(
         0, "Encode this many random views of each image once, before training; 0 encodes in each step."
     )
@@ -41,15 +48,20 @@ class MageArguments(TrainingArguments):
 
     def validate(self):
         super().validate()
+        self.tokenizer_name_or_path = self.tokenizer_name_or_path or self.pretrained_model_name_or_path
         if not self.tokenizer_name_or_path:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
+        if self.freeze_encoder and not self.pretrained_model_name_or_path:
+            raise ValueError(
+                "`--freeze_encoder` keeps a trained encoder: say `--pretrained_model_name_or_path FOLDER`."
+            )
 
 
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
     accelerator = create_accelerator(arguments)
     tokenizer = load_tokenizer(arguments.tokenizer_name_or_path).to(accelerator.device)
-    mage = build_model(arguments.model, tokenizer)
+    mage = create_model(arguments, tokenizer)
     config, size = mage.config, image_size(mage.config)
     if arguments.gradient_checkpointing:
         mage.gradient_checkpointing_enable()
@@ -85,6 +97,19 @@ def main(argv: list[str] | None = None):
 
     hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
     save_model(run.finish().mage, tokenizer, arguments.output_dir, accelerator, **hub)
+
+
+def create_model(arguments: MageArguments, tokenizer: VQModel) -> MageForMaskedImageModeling:
+    """A new model, or a saved one to go on with, of the classes of the dataset where that is asked for."""
+    values = dict(arguments.model)
+    if arguments.class_conditional:
+        values |= class_settings(load_images(arguments, arguments.train_split), arguments.label_column)
+    if not arguments.pretrained_model_name_or_path:
+        return build_model(values, tokenizer)
+    mage = load_for_training(arguments.pretrained_model_name_or_path, values)
+    if arguments.freeze_encoder:
+        freeze_encoder(mage)
+    return mage
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
-Class-conditional MAGE: classes from a dataset's labels, and the weights of an unconditional model to start from, all of
-them trained or the decoder alone (MAGE, section 4.3).
+Class-conditional MAGE: classes from a dataset's labels, and the weights of an unconditional model to start from, all
+of them trained on, or the decoder alone with the encoder kept.
 """
 
 from typing import Any

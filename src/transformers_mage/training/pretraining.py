@@ -129,11 +129,8 @@ def tokenize_views(
 
 
 def training_labels(config: MageConfig, labels: torch.Tensor | None, num_views: int) -> torch.Tensor | None:
-    """Classes of a class-conditional model's images, some of them replaced by -1, the unconditional one."""
-    if not config.num_classes or labels is None:
-        return None
-    labels = labels.repeat(num_views)
-    return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < config.class_dropout_prob, -1)
+    """Classes of all views of a batch's images, for a class-conditional model."""
+    return labels.repeat(num_views) if config.num_classes and labels is not None else None
 
 
 def save_model(
