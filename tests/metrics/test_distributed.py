@@ -74,6 +74,12 @@ def generation_scores(shard, **kwargs):
     return results
 
 
+def scores_against_file(rank, path, **kwargs):
+    metric = FrechetInceptionDistance(**kwargs)
+    metric.load_statistics(path)
+    return metric.compute(predictions=samples()[0][rank::2])
+
+
 def run_process(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -85,6 +91,7 @@ def run_process(rank, port, folder):
         "gathered": accuracies_gathered(accelerator, options["cache_dir"]),
         "exchanged": accuracies_exchanged(accelerator, **options),
         "interleaved": generation_scores(slice(rank, None, 2), **options),
+        "references from a file": scores_against_file(rank, folder / "references.safetensors", **options),
         "one process idle": generation_scores(slice(0, None if rank == 0 else 0), **options),
     }
     (folder / f"{rank}.json").write_text(json.dumps(results))
@@ -94,6 +101,9 @@ def run_process(rank, port, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
+    metric = FrechetInceptionDistance()
+    metric.add_batch(**sides(metric))
+    metric.save_statistics(folder / "references.safetensors")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,3 +130,8 @@ def test_generation_metrics(results, division):
     for result, expected in zip(results[0][division], generation_scores(slice(None)), strict=True):
         assert result == pytest.approx(expected, rel=1e-9)
     assert results[1][division] == [None] * 4
+
+
+def test_every_process_may_load_the_same_references(results):
+    metric = FrechetInceptionDistance()
+    assert results[0]["references from a file"] == pytest.approx(metric.compute(**sides(metric)), rel=1e-9)

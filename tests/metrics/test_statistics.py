@@ -12,11 +12,16 @@ from transformers_mage.metrics.statistics import (
 )
 
 
+def gaussian(*batches):
+    statistics = GaussianStatistics()
+    for batch in batches:
+        statistics.update(batch)
+    return statistics
+
+
 def test_gaussian_statistics_are_numpys(generator):
     features = torch.randn(200, 5, generator=generator) * 3 + 1
-    statistics = GaussianStatistics()
-    for batch in features.split(7):
-        statistics.update(batch)
+    statistics = gaussian(*features.split(7))
     assert statistics.count == 200
     np.testing.assert_allclose(statistics.mean, features.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(statistics.covariance, np.cov(features.double(), rowvar=False), rtol=1e-12)
@@ -24,10 +29,7 @@ def test_gaussian_statistics_are_numpys(generator):
 
 def test_gaussian_statistics_do_not_cancel_far_from_zero(generator):
     features = torch.randn(1000, 3, generator=generator, dtype=torch.float64)
-    near, far = GaussianStatistics(), GaussianStatistics()
-    for batch in features.split(10):
-        near.update(batch)
-        far.update(batch + 1e6)
+    near, far = gaussian(*features.split(10)), gaussian(*(features + 1e6).split(10))
     torch.testing.assert_close(far.covariance, near.covariance, rtol=1e-8, atol=1e-8)
 
 
@@ -35,9 +37,9 @@ def test_merging_takes_part_in_any_order(generator):
     parts = torch.randn(60, 4, generator=generator).split([10, 49, 1])
     forwards, backwards = GaussianStatistics(), GaussianStatistics()
     for part in parts:
-        forwards.merge(GaussianStatistics.of(part))
+        forwards.merge(gaussian(part))
     for part in reversed(parts):
-        backwards.merge(GaussianStatistics.of(part))
+        backwards.merge(gaussian(part))
     backwards.merge(GaussianStatistics())
     torch.testing.assert_close(forwards.covariance, backwards.covariance, rtol=1e-12, atol=1e-14)
 
@@ -80,23 +82,23 @@ def test_scrambled_hashes_are_uniform_and_unrelated(generator):
 
 
 def test_statistics_file_round_trip(tmp_path, generator):
-    gaussian = GaussianStatistics.of(torch.randn(20, 3, generator=generator))
+    fid = gaussian(torch.randn(20, 3, generator=generator))
     reservoir = FeatureReservoir()
     reservoir.update(torch.randn(5, 3, generator=generator), torch.arange(5))
-    save_statistics(tmp_path / "s.safetensors", {"fid": gaussian, "kid": reservoir}, feature_network="inception")
+    save_statistics(tmp_path / "s.safetensors", {"fid": fid, "kid": reservoir}, feature_network="inception")
     states, metadata = load_statistics(tmp_path / "s.safetensors")
     assert metadata == {"feature_network": "inception"}
     loaded = GaussianStatistics()
     loaded.load_state_dict(states["fid"])
     assert loaded.count == 20
-    assert torch.equal(loaded.covariance, gaussian.covariance)
+    assert torch.equal(loaded.covariance, fid.covariance)
     assert torch.equal(states["kid"]["features"], reservoir.features)
 
 
 def test_moments_from_npz(tmp_path):
     np.savez(tmp_path / "s.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3))
     states, _ = load_statistics(tmp_path / "s.npz")
-    assert states["fid"]["mean"].dtype == states["fid"]["covariance"].dtype == torch.float64
+    assert states["fid"]["mean"].dtype == states["fid"]["scatter"].dtype == torch.float64
 
 
 def test_files_that_hold_no_statistics(tmp_path):

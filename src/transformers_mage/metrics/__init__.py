@@ -2,6 +2,20 @@
 
 They work offline, keep sums instead of samples, and give over several processes what one process gives. They need the
 extra `evaluation`; the Inception network needs the extra `inception` besides.
+
+```python
+accuracy = Accuracy()
+for batch in loader:
+    logits = model(batch["pixel_values"]).logits
+    predictions, references = accelerator.gather_for_metrics((logits, batch["labels"]))
+    accuracy.add_batch(predictions=predictions, references=references)
+accuracy.compute()  # {"accuracy": ...}
+
+fid = FrechetInceptionDistance(feature_network)  # any callable from images to features; Inception by default
+fid.add_batch(references=photographs)
+fid.add_batch(predictions=pipe(num_images=64, output_type="pt").images)
+fid.compute()  # {"fid": ...}
+```
 """
 
 try:

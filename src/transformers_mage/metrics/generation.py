@@ -124,7 +124,7 @@ class FrechetInceptionDistance(_GenerationMetric):
 def _check_moments(side: str, statistics: GaussianStatistics) -> None:
     if statistics.mean is None or statistics.count == 1:
         raise ValueError(f"FID needs at least two samples on each side; got {statistics.count} {side}.")
-    if not (statistics.mean.isfinite().all() and statistics.covariance.isfinite().all()):
+    if not (statistics.mean.isfinite().all() and statistics.scatter.isfinite().all()):
         raise ValueError(f"The features of the {side} hold NaN or infinity.")
     if 0 < statistics.count <= len(statistics.mean):
         warnings.warn(
@@ -140,11 +140,11 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
     The trace of (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric:
     no complex roots appear, and singular covariances need no offset.
     """
-    covariance, other = as_double(first.covariance), as_double(second.covariance).to(first.covariance.device)
+    covariance, other = first.covariance, second.covariance.to(first.mean.device)
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
-    shift = as_double(first.mean) - as_double(second.mean).to(first.mean.device)
+    shift = first.mean - second.mean.to(first.mean.device)
     return float(shift @ shift + covariance.trace() + other.trace() - 2 * cross)
 
 
@@ -235,7 +235,8 @@ class KernelInceptionDistance(_ReservoirMetric):
     Unlike FID it is unbiased at any number of samples. The usual figure is a mean over random subsets, which
     approximates the estimate over all pairs of samples; this is that estimate itself, over up to `max_samples` samples
     a side, with the spread over subsets beside it. Which samples are kept follows from their content, so that
-    memory is constant and any order, batching and split over processes give the same result. (The third moments with
+    memory is constant and any order, batching and split over processes give the same result; equal images are kept or
+    left out together. (The third moments with
     which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for Inception.)
 
     Takes what [`FrechetInceptionDistance`] takes. `compute` returns `{"kid": estimate, "kid_std": spread}`. Slightly

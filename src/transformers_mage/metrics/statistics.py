@@ -63,53 +63,59 @@ class SumStatistics(Statistics):
 class GaussianStatistics(Statistics):
     """Count, mean and covariance of features, in float64 and in one pass.
 
-    A batch is the summary of its own few samples, so that updating is merging: the pairwise formula of Chan, Golub
-    and LeVeque (1983), which unlike plain sums of squares does not cancel where the mean is large.
+    The pairwise formula of Chan, Golub and LeVeque (1983): unlike plain sums of squares it does not cancel where the
+    mean is large.
 
     Attributes:
         count (`int`): samples seen; 0 for statistics that came from a file without a count.
-        mean (`torch.Tensor` of shape `(D,)`), covariance (`torch.Tensor` of shape `(D, D)`): float64, `None` at first.
+        mean (`torch.Tensor` of shape `(D,)`): float64, `None` at first.
+        scatter (`torch.Tensor` of shape `(D, D)`): the covariance times `count - 1`; float64, `None` at first.
     """
 
-    def __init__(self, count: int = 0, mean: Tensor | None = None, covariance: Tensor | None = None):
-        self.count, self.mean, self.covariance = count, mean, covariance
+    def __init__(self):
+        self.count, self.mean, self.scatter = 0, None, None
 
-    @classmethod
-    def of(cls, features: Tensor) -> "GaussianStatistics":
-        """The statistics of `features` of shape `(N, D)`."""
-        features = as_double(features)
-        mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred / max(len(features) - 1, 1))
+    @property
+    def covariance(self) -> Tensor:
+        """The unbiased covariance `(D, D)`."""
+        return self.scatter / max(self.count - 1, 1)
 
     def update(self, features: Tensor) -> None:
         """Add `features` of shape `(N, D)`."""
-        if len(features):
-            self.merge(self.of(features))
+        if not len(features):
+            return
+        features = as_double(features)
+        mean = features.mean(dim=0)
+        correction = self._shift(mean, len(features))
+        rows = torch.cat([features - mean, correction[None]])
+        self.scatter.addmm_(rows.T, rows)
 
     def merge(self, other: "GaussianStatistics") -> None:
-        if other.mean is None:
-            return
+        if other.mean is not None:
+            correction = self._shift(other.mean, other.count)
+            self.scatter += other.scatter.to(self.mean.device)
+            self.scatter.addr_(correction, correction)
+
+    def _shift(self, mean: Tensor, count: int) -> Tensor:
+        """Count `count` samples of mean `mean`; returns the vector whose square their means' distance adds."""
         if self.mean is None:
-            self.count, self.mean, self.covariance = other.count, other.mean, other.covariance
-            return
-        if self.mean.shape != other.mean.shape:
-            raise ValueError(f"Features had {len(self.mean)} numbers so far; got some of {len(other.mean)}.")
-        count = self.count + other.count
-        shift = other.mean.to(self.mean.device) - self.mean
-        scatter = self.covariance * (self.count - 1) + other.covariance.to(self.mean.device) * (other.count - 1)
-        scatter += torch.outer(shift, shift) * (self.count * other.count / count)
-        self.mean = self.mean + shift * (other.count / count)
-        self.count, self.covariance = count, scatter / (count - 1)
+            self.mean, self.scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
+        if self.mean.shape != mean.shape:
+            raise ValueError(f"Features had {len(self.mean)} numbers so far; got some of {len(mean)}.")
+        total, shift = self.count + count, mean.to(self.mean.device) - self.mean
+        correction = shift * (self.count * count / total) ** 0.5
+        self.mean += shift * (count / total)
+        self.count = total
+        return correction
 
     def state_dict(self) -> dict[str, Tensor]:
         if self.mean is None:
             return {}
-        return {"count": torch.tensor(self.count), "mean": self.mean, "covariance": self.covariance}
+        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.count = int(state.get("count", 0))
-        self.mean, self.covariance = state.get("mean"), state.get("covariance")
+        self.mean, self.scatter = state.get("mean"), state.get("scatter")
 
 
 class FeatureReservoir(Statistics):
@@ -266,4 +272,4 @@ def _load_moments(path: Path) -> dict[str, Tensor]:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
         raise ValueError(f"`mu` and `sigma` in {path} should have the shapes (D,) and (D, D); got {shapes}.")
-    return {"mean": mean, "covariance": covariance}
+    return {"mean": mean, "scatter": covariance}

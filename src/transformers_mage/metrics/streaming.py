@@ -1,5 +1,6 @@
 """The base of this package's metrics: `evaluate.Metric`s that keep statistics instead of samples."""
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +23,9 @@ class StreamingMetric(evaluate.Metric):
 
     With several processes there are two ways, and either counts every sample once:
 
-    - each process adds its own samples to a metric made with `num_process=N, process_id=i`; `compute` returns the
-      result on process 0 and `None` on the others. No sample may then be there twice: use
+    - each process adds its own samples to a metric made with `num_process=N, process_id=i`; `compute`, which all
+      processes must call for the same metrics in the same order, returns the result on process 0 and `None` on the
+      others. No sample may then be there twice: use
       `Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))` or a sampler that does not pad;
     - each process adds `accelerator.gather_for_metrics(...)`, which drops the padding, to a plain metric, and each
       computes the same result.
@@ -54,7 +56,6 @@ class StreamingMetric(evaluate.Metric):
             "timeout": timeout,
         }
         super().__init__(experiment_id=experiment_id, seed=seed, **self._exchange_options)
-        self._exchanges = 0
         self.reset()
 
     def _info(self) -> evaluate.MetricInfo:
@@ -111,9 +112,8 @@ class StreamingMetric(evaluate.Metric):
             for name, item in self.statistics.items()
             for key, tensor in item.state_dict().items()
         }
-        self._exchanges += 1
-        # A fresh name each time: process 0 may still read one exchange when the others have begun the next.
-        experiment = f"{self.experiment_id}-{self.name}-{self._exchanges}"
+        # A fresh name for each exchange of the program: process 0 may still read one when the others begin the next.
+        experiment = f"{self.experiment_id}-{self.name}-{next(_exchange_numbers)}"
         exchange = _StatisticsExchange(experiment_id=experiment, **self._exchange_options)
         payloads = exchange.compute(statistics=[save(state)])
         return None if payloads is None else self._merged([load(payload) for payload in payloads])
@@ -138,6 +138,9 @@ class StreamingMetric(evaluate.Metric):
         statistics = self.gather()
         self.reset()
         return None if statistics is None else self.score(**statistics)
+
+
+_exchange_numbers = itertools.count()
 
 
 class _StatisticsExchange(evaluate.Metric):
