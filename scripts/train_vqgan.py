@@ -8,15 +8,14 @@ The digits tokenizer:
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
 
 from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
 from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.data import InMemoryImages, decode_images, load_images
-from transformers_mage.training.run import TrainingRun, create_accelerator
-from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_perplexity
+from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
+from transformers_mage.training.sources import create_source
+from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_counts, code_perplexity
 
 
 @dataclass
@@ -30,30 +29,31 @@ class TokenizerArguments(TrainingArguments):
     dead_code_share: float = argument(0.05, "A code is dead below this share of an evenly used code's frequency.")
 
 
+@reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(TokenizerArguments, __doc__, argv)
     accelerator = create_accelerator(arguments)
     vqvae = VQModel(**arguments.vq_config)
-    model = VQModelForTraining(vqvae, arguments.l1_share)
-    dataset = load_images(arguments, arguments.train_split)
     size = (arguments.image_size, arguments.image_size)
-    images = decode_images(dataset, arguments.image_column, vqvae.config.in_channels, size)
-    views = RandomViews(size, arguments.crop_scale_min, arguments.crop_ratio_max, arguments.horizontal_flip)
+    views = RandomViews(size, **arguments.crops())
 
-    run = TrainingRun(arguments, InMemoryImages(images), accelerator)
-    model = run.prepare(model)
+    run = TrainingRun(arguments, create_source(arguments, accelerator, (vqvae.config.in_channels, *size)), accelerator)
+    model = run.prepare(VQModelForTraining(vqvae, arguments.l1_share))
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(model):
-            output: TokenizerOutput = model(views(batch["pixel_values"]))
+            pixels = views(batch["images"]) if "images" in batch else batch["views"].float() / 255
+            output: TokenizerOutput = model(pixels)
             loss = output.reconstruction_loss
             loss = loss + arguments.codebook_weight * output.codebook_loss
             loss = loss + arguments.commitment_weight * output.commitment_loss
             run.update(loss, {"loss": loss, **track_codes(run, output), **losses_of(output)})
 
-    vqvae = run.finish().vqvae
+    state = run.finish()
     if accelerator.is_main_process:
+        vqvae = VQModel(**arguments.vq_config)
+        vqvae.load_state_dict({name.removeprefix("vqvae."): state[name] for name in state if name != "usage"})
         hub = {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
         vqvae.save_pretrained(arguments.output_dir, push_to_hub=arguments.push_to_hub, **hub)
 
@@ -69,10 +69,10 @@ def losses_of(output: TokenizerOutput) -> dict[str, torch.Tensor]:
 def track_codes(run: TrainingRun, output: TokenizerOutput) -> dict[str, torch.Tensor]:
     """Counts codes over all processes and, when it is time, revives the dead ones with latents of the main process."""
     arguments, model = run.arguments, run.accelerator.unwrap_model(run.model)
-    counts = F.one_hot(output.token_ids.flatten(), model.usage.numel()).sum(dim=0)
-    counts = run.accelerator.reduce(counts, "sum")
+    counts = run.accelerator.reduce(code_counts(output.token_ids, model.usage.numel()), "sum")
     model.track_usage(counts)
     metrics = {"code_perplexity": code_perplexity(counts), "codes_used": (counts > 0).sum()}
+    metrics["codes_revived"] = torch.zeros(())
     every = arguments.revive_codes_every
     if every and run.progress.step % every == 0 and run.progress.step < run.total_steps // 2:
         revived = model.revive_dead_codes(output.latents, arguments.dead_code_share)

@@ -1,11 +1,13 @@
 """A few made images, and the training scripts as functions that run in this process."""
 
 import importlib.util
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PilImage
@@ -50,6 +52,26 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     DatasetDict({"train": dataset, "test": dataset.select(range(8))}).save_to_disk(folder)
     return folder
+
+
+def in_child(function: Callable[..., None], *args) -> int:
+    """Runs `function` in a process of its own. Gives the exit status, negative the signal that ended it."""
+    child = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *args))
+    child.start()
+    child.join(120)
+    assert child.exitcode is not None, "the child hangs"
+    return child.exitcode
+
+
+def _alone(function: Callable[..., None], *args):
+    # Threads do not survive a fork.
+    torch.set_num_threads(1)
+    function(*args)
+
+
+@pytest.fixture(scope="session")
+def cache_tokens() -> Callable[[list[str]], None]:
+    return load_script("cache_tokens")
 
 
 @pytest.fixture(scope="session")

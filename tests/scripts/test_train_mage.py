@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from transformers_mage import MagePipeline
+from transformers_mage.training.pretraining import MageForPreTraining
+from transformers_mage.training.token_cache import CachedTokens
 
 from .conftest import MODEL_FLAGS
 
@@ -19,26 +22,144 @@ def flags(image_folder: Path, tokenizer_folder: Path) -> list[str]:
     return [*MODEL_FLAGS, *flags, "--learning_rate", "0.01", "--checkpointing_steps", "0", "--logging_steps", "1"]
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_bits(first: Path, second: Path):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list[str], tmp_path: Path):
-    train_mage([*flags, "--max_train_steps", "60", "--tokenized_views", "2", "--output_dir", tmp_path])
+    train_mage([*flags, "--max_train_steps", "150", "--tokenized_views", "2", "--output_dir", tmp_path])
     first, last = losses(tmp_path)[:10], losses(tmp_path)[-10:]
-    assert sum(last) < 0.9 * sum(first)
+    assert sum(last) < 0.95 * sum(first)
     pipe = MagePipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(num_images=2, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0))
     assert images.images.shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("extra", [[], ["--tokenized_views", "3"], ["--contrastive_weight", "0.1", "--use_ema"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["--tokenized_views", "3"],
+        ["--contrastive_weight", "0.1", "--use_ema"],
+        ["--in_memory_limit", "0", "--gradient_accumulation_steps", "2"],
+        ["--streaming", "--shuffle_window", "2"],
+        ["--streaming", "--dataloader_num_workers", "2"],
+    ],
+)
 def test_resuming_gives_the_same_bits(train_mage: Script, flags: list[str], tmp_path: Path, extra: list[str]):
     flags = [*flags, "--max_train_steps", "6", "--checkpointing_steps", "4", *extra]
     train_mage([*flags, "--output_dir", tmp_path / "once"])
     checkpoint = tmp_path / "once" / "checkpoint-4"
     train_mage([*flags, "--output_dir", tmp_path / "twice", "--resume_from_checkpoint", checkpoint])
-    once, twice = (load_file(tmp_path / run / "model.safetensors") for run in ("once", "twice"))
-    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert_same_bits(tmp_path / "once", tmp_path / "twice")
     assert losses(tmp_path / "twice") == losses(tmp_path / "once")[4:]
+
+
+def test_training_from_cached_tokens(
+    train_mage: Script,
+    cache_tokens: Script,
+    image_folder: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+):
+    """It needs neither images nor a tokenizer, and the folder has one all the same."""
+    made = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
+    made += ["--views", "2", "--rows_per_shard", "10", "--output_dir", tmp_path / "tokens"]
+    cache_tokens(made)
+    cache_tokens([*made, "--train_split", "test"])
+    flags = [*MODEL_FLAGS, "--max_train_steps", "4", "--logging_steps", "1", "--output_dir", tmp_path / "model"]
+    flags += ["--validation_split", "test", "--validation_steps", "2", "--sample_steps", "2"]
+    train_mage([*flags, "--token_cache", tmp_path / "tokens"])
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
+    assert len(list((tmp_path / "model" / "samples").glob("*.png"))) == 4
+    assert MagePipeline.from_pretrained(tmp_path / "model").vqvae is not None
+
+
+def test_cached_tokens_train_as_the_pixels_they_were_made_of(
+    train_mage: Script, cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    """One fixed view of each image: the losses of 50 updates are equal."""
+    view = ["--crop_scale_min", "1", "--horizontal_flip", "false"]
+    images = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder]
+    cache_tokens([*images, *view, "--image_size", "8", "--views", "1", "--output_dir", tmp_path / "tokens"])
+    flags = [*MODEL_FLAGS, *view, "--max_train_steps", "50", "--logging_steps", "1", "--checkpointing_steps", "0"]
+    train_mage([*flags, *images, "--output_dir", tmp_path / "pixels"])
+    train_mage([*flags, "--token_cache", tmp_path / "tokens", "--output_dir", tmp_path / "cached"])
+    assert len(losses(tmp_path / "pixels")) == 50
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pixels"), rel=1e-5)
+
+
+def test_an_interrupted_token_cache_goes_on(
+    cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    flags = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
+    flags += ["--views", "2", "--rows_per_shard", "10", "--output_dir"]
+    cache_tokens([*flags, tmp_path / "once"])
+    cache_tokens([*flags, tmp_path / "again"])
+    shard = tmp_path / "again" / "train" / "shard-00001-of-00003"
+    shard.rename(shard.with_name(".shard-00001-of-00003.partial"))
+    cache_tokens([*flags, tmp_path / "again"])
+    first, second = (CachedTokens(tmp_path / name / "train") for name in ("once", "again"))
+    assert torch.equal(
+        first.__getitems__(list(range(48)))["input_ids"], second.__getitems__(list(range(48)))["input_ids"]
+    )
+    with pytest.raises(SystemExit, match=r"made otherwise .*seed: 0 there, 1 now"):
+        cache_tokens([*flags, tmp_path / "again", "--seed", "1"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    train_mage: Script, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forward, passes = MageForPreTraining.forward, []
+
+    def poisoned(self: MageForPreTraining, *args, **kwargs):
+        loss, metrics = forward(self, *args, **kwargs)
+        passes.append(loss)
+        return (loss * float("nan") if len(passes) == 6 else loss), metrics
+
+    monkeypatch.setattr(MageForPreTraining, "forward", poisoned)
+    flags = [*flags, "--checkpointing_steps", "3", "--max_train_steps", "9", "--output_dir", tmp_path]
+    with pytest.raises(SystemExit, match="no finite number in update 6"):
+        train_mage(flags)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    (dump,) = tmp_path.glob("nonfinite-loss-step-6-*.pt")
+    assert torch.load(dump)["batch"]["images"].shape == (8, 1, 8, 8)
+
+
+def test_other_settings_are_named_on_resuming(
+    train_mage: Script, flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    flags = [*flags, "--output_dir", tmp_path, "--checkpointing_steps", "2"]
+    train_mage([*flags, "--max_train_steps", "2"])
+    train_mage([*flags, "--max_train_steps", "3", "--resume_from_checkpoint", "latest"])
+    assert "another max_train_steps than before: 2 became 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--dataset_name", "/nowhere"], "cannot be loaded"),
+        (["--image_column", "photo"], 'has no column "photo"'),
+        (["--train_split", "nosuch"], "it has the splits"),
+        (["--tokenizer_name_or_path", "/nowhere"], "There is no tokenizer in /nowhere"),
+        (["--model.hidden_size", "17"], "makes no model"),
+        (["--total_batch_size", "9"], "is no multiple of the 8 images"),
+        (["--streaming", "--num_train_epochs", "1"], "say `--num_train_samples N`"),
+        (["--token_cache", "/nowhere"], "is no split of a token cache"),
+    ],
+)
+def test_mistakes_end_with_a_message(train_mage: Script, flags: list[str], extra: list[str], message: str):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        train_mage([*flags, *extra])

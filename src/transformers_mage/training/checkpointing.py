@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -54,13 +55,21 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, settings: dict, limit: int) -> bool:
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    step: int,
+    settings: dict[str, Any],
+    limit: int,
+    own_state: Any = None,
+) -> bool:
     """
     Saves all that `accelerator` has prepared or registered, in the folder `checkpoint-STEP`. All processes call it.
 
     Args:
-        settings (`dict`): what `settings_of` gives back, to be compared on resuming.
+        settings (`dict`): what a resumed run is compared with.
         limit (`int`): checkpoints to keep.
+        own_state (`Any`, *optional*): what this process alone knows; see [`load_states`].
 
     Returns:
         `bool`: whether it worked. Otherwise the reason is logged, and the checkpoints before are still there.
@@ -72,11 +81,17 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
     failed = torch.zeros(1, device=accelerator.device)
     try:
         accelerator.save_state(str(aside))
-        if accelerator.is_main_process:
-            _finish(aside, settings)
+        if own_state is not None:
+            torch.save(own_state, aside / f"process_{accelerator.process_index:05d}.pt")
     except (OSError, RuntimeError, SafetensorError) as error:
         failed += 1
         _report(aside, error)
+    if not accelerator.reduce(failed, "sum").item() and accelerator.is_main_process:
+        try:
+            _finish(aside, settings)
+        except OSError as error:
+            failed += 1
+            _report(aside, error)
     if accelerator.reduce(failed, "sum").item():
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
@@ -150,6 +165,12 @@ def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path
         whole = [str(path) for path in checkpoints(output_dir)]
         raise SystemExit(f"{path} is no whole checkpoint. Those of {output_dir} are {whole}.")
     return path
+
+
+def load_states(checkpoint: Path) -> list[Any]:
+    """What each of the processes that there were saved for itself."""
+    files = sorted(checkpoint.glob("process_*.pt"))
+    return [torch.load(file, weights_only=False) for file in files]
 
 
 def changed_settings(checkpoint: Path, settings: dict) -> dict[str, tuple]:

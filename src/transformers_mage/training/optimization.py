@@ -34,20 +34,30 @@ def create_scheduler(
     optimizer: torch.optim.Optimizer, arguments: TrainingArguments, num_samples: int | None, batch_size: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then cosine to 0, by update."""
-    total = num_updates(arguments, num_samples, batch_size)
-    warmup = arguments.warmup_steps
+    total, warmup = num_updates(arguments, num_samples, batch_size), arguments.warmup_steps
     if warmup is None:
-        warmup = math.ceil(arguments.warmup_epochs * num_samples / batch_size) if arguments.warmup_epochs else 0
+        warmup = updates_of_epochs(arguments, arguments.warmup_epochs, num_samples, batch_size)
     return get_cosine_schedule_with_warmup(optimizer, warmup, total)
 
 
 def num_updates(arguments: TrainingArguments, num_samples: int | None, batch_size: int) -> int:
-    """
-    Raises:
-        ValueError: where the data do not say how many they are, and neither does the command line.
-    """
+    """The updates to make, `num_samples` being the size of the data where it is known."""
     if arguments.max_train_steps:
         return arguments.max_train_steps
+    return updates_of_epochs(arguments, arguments.num_train_epochs, num_samples, batch_size)
+
+
+def updates_of_epochs(arguments: TrainingArguments, epochs: float, num_samples: int | None, batch_size: int) -> int:
+    """
+    Raises:
+        SystemExit: with a message, where neither the data nor the command line say how many images there are.
+    """
+    if epochs == 0:
+        return 0
+    num_samples = num_samples or arguments.num_train_samples
     if num_samples is None:
-        raise ValueError("A streamed dataset has no known length: say `--max_train_steps` (and `--warmup_steps`).")
-    return math.ceil(arguments.num_train_epochs * num_samples / batch_size)
+        raise SystemExit(
+            "A streamed dataset does not say how many images it has: say `--num_train_samples N`, or "
+            "`--max_train_steps N --warmup_steps N`."
+        )
+    return math.ceil(epochs * num_samples / batch_size)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
 from diffusers import VQModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import ViTImageProcessorPil
@@ -16,6 +17,9 @@ from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingO
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import ProjectionHead, info_nce
+from .data import Batch, validation_images
+from .tokenizer import code_counts, code_perplexity
+from .tracking import Metric, loss_by_mask_ratio
 
 
 class MageForPreTraining(nn.Module):
@@ -38,7 +42,7 @@ class MageForPreTraining(nn.Module):
 
     def forward(
         self, input_ids: torch.LongTensor, masks: MageMasks, class_labels: torch.LongTensor | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, dict[str, Metric]]:
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -52,7 +56,10 @@ class MageForPreTraining(nn.Module):
         output = self.mage(input_ids=input_ids, class_labels=class_labels, **masks.as_kwargs())
         loss = output.loss
         metrics = {"reconstruction_loss": output.loss, "accuracy": token_accuracy(output)}
-        if self.projection is not None:
+        if self.training:
+            metrics |= loss_by_mask_ratio(output.loss, masks)
+            metrics["code_perplexity"] = code_perplexity(code_counts(input_ids, self.mage.config.codebook_size))
+        if self.projection is not None and self.training:
             features = output.encoder_last_hidden_state[:, 1:].mean(dim=1)
             metrics["contrastive_loss"] = info_nce(*self.projection(features).chunk(2), self.temperature)
             loss = loss + self.contrastive_weight * metrics["contrastive_loss"]
@@ -84,8 +91,8 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     }
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
-    except (TypeError, ValueError) as error:
-        raise SystemExit(f"The recipe's `model` makes no model: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
     model.mage.vqvae = None
     return model
 
@@ -101,6 +108,30 @@ def tokenize(tokenizer: VQModel, pixel_values: torch.Tensor) -> torch.LongTensor
     """(batch_size, sequence_length) codes of images (batch_size, channels, height, width) in [0, 1]."""
     latents = tokenizer.encode(pixel_values.to(tokenizer.dtype)).latents
     return nearest_codes(latents, tokenizer.quantize.embedding.weight).flatten(1)
+
+
+class Encoder:
+    """
+    Gives the tokens of a batch, which may hold them already, or views of images, or whole images.
+
+    Args:
+        tokenizer (`VQModel`): on the batches' device, if they hold no tokens.
+        views (`nn.Module`): what makes views of whole images; see [`RandomViews`].
+        num_views (`int`): views of each image.
+    """
+
+    def __init__(self, tokenizer: VQModel, views: nn.Module, num_views: int = 1):
+        self.tokenizer = tokenizer
+        self.views = views
+        self.num_views = num_views
+
+    def __call__(self, batch: Batch) -> torch.LongTensor:
+        """(num_views x batch_size, sequence_length): the first views of all images, then the second ones."""
+        if "input_ids" in batch:
+            return batch["input_ids"]
+        if "views" in batch:
+            return tokenize(self.tokenizer, batch["views"].float() / 255)
+        return tokenize(self.tokenizer, self.views(batch["images"].repeat(self.num_views, 1, 1, 1)))
 
 
 def tokenize_views(
@@ -128,27 +159,39 @@ def tokenize_views(
     return torch.stack(tokens, dim=1)
 
 
+def validation_tokens(
+    tokenizer: VQModel, dataset: Dataset | IterableDataset, image_column: str, size: tuple[int, int], limit: int
+) -> torch.Tensor:
+    """(num_images, sequence_length) tokens of the evaluation crops of the first `limit` images."""
+    images = validation_images(dataset, image_column, (tokenizer.config.in_channels, *size), limit)
+    batches = [batch.to(tokenizer.device).float() / 255 for batch in images.split(64)]
+    return torch.cat([tokenize(tokenizer, batch).cpu() for batch in batches])
+
+
 def training_labels(config: MageConfig, labels: torch.Tensor | None, num_views: int) -> torch.Tensor | None:
     """Classes of all views of a batch's images, for a class-conditional model."""
     return labels.repeat(num_views) if config.num_classes and labels is not None else None
 
 
 def save_model(
-    model: MageForMaskedImageModeling, tokenizer: VQModel, folder: str | Path, accelerator: Accelerator, **kwargs: Any
+    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path, **kwargs: Any
 ):
     """
     Writes the folder that `AutoModel`, `AutoImageProcessor` and [`MagePipeline`] load, the tokenizer inside it.
 
     Args:
+        state (`dict`): trained weights of [`MageForPreTraining`].
+        config ([`MageConfig`]): the model's.
         kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
     """
-    if not accelerator.is_main_process:
-        return
-    model.mage.vqvae = tokenizer.to(accelerator.device)
-    height, width = image_size(model.config)
+    model = MageForMaskedImageModeling(config)
+    weights = {name.removeprefix("mage."): value for name, value in state.items() if name.startswith("mage.")}
+    tokenizer_weights = {f"mage.vqvae.{name}": value for name, value in tokenizer.state_dict().items()}
+    model.load_state_dict(weights | tokenizer_weights)
+    height, width = image_size(config)
     processor = ViTImageProcessorPil(
         size={"height": height, "width": width},
         do_normalize=False,
         do_convert_rgb=tokenizer.config.in_channels == 3,
     )
-    MagePipeline(model, MageScheduler(model.config.mask_token_id), processor).save_pretrained(folder, **kwargs)
+    MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor).save_pretrained(folder, **kwargs)

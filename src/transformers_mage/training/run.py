@@ -1,11 +1,15 @@
 """What every training run does around its steps: topology, progress, logging, checkpoints, stopping."""
 
+import contextlib
+import functools
 import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,16 +20,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments, as_flat_dict, save_recipe
-from .checkpointing import Progress, changed_settings, find_checkpoint, save_checkpoint
-from .data import Batch, EndlessBatches, create_loader
+from .checkpointing import Progress, changed_settings, find_checkpoint, load_states, save_checkpoint
+from .data import Batch, DataError, Source
 from .optimization import create_optimizer, create_scheduler, num_updates
+from .tracking import Averages, Metric, peak_flops
 
 logger = get_logger(__name__)
 
-# What a scheduler may requeue on: EX_TEMPFAIL of sysexits.h.
+# What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 75
 # Flags that may differ between a checkpoint and its continuation without a word.
 UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
+# Asking all processes and the device whether something is wrong costs an accelerator a pause.
+UPDATES_BETWEEN_QUESTIONS = 10
 
 
 class TrainingRun:
@@ -34,19 +41,34 @@ class TrainingRun:
 
     Args:
         arguments ([`TrainingArguments`]): the command line.
-        dataset (`torch.utils.data.Dataset`): of known length, indexed by draws (see [`EndlessBatches`]).
+        source ([`Source`]): this process's data.
         accelerator (`Accelerator`): the topology, from [`create_accelerator`].
+        flops_per_image (`float`, *optional*): operations of a step, for the share of the peak that is reached.
     """
 
-    def __init__(self, arguments: TrainingArguments, dataset: torch.utils.data.Dataset, accelerator: Accelerator):
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        source: Source,
+        accelerator: Accelerator,
+        flops_per_image: float | None = None,
+    ):
         self.arguments = arguments
-        self.dataset = dataset
+        self.source = source
         self.accelerator = accelerator
+        self.flops_per_image = flops_per_image
         self.progress = Progress()
         self.ema: EMAModel | None = None
         self.averages = Averages(accelerator)
-        self.total_steps = num_updates(arguments, len(dataset), self.batch_size)
+        self.every: list[tuple[int, Callable[[], None]]] = []
+        self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
+        on_host = accelerator.device.type == "cpu"
+        self.updates_between_questions = 1 if on_host else UPDATES_BETWEEN_QUESTIONS
+        passes = self.updates_between_questions * accelerator.gradient_accumulation_steps
+        self.recent: deque[tuple[int, Batch]] = deque(maxlen=passes)
+        self.losses: deque[torch.Tensor] = deque(maxlen=passes)
         self.interrupted_by: int | None = None
+        self.skipped_here = 0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._interrupt)
 
@@ -62,21 +84,28 @@ class TrainingRun:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wraps the model for the topology, and makes its optimizer, schedule and moving average."""
-        arguments = self.arguments
-        self.model, self.optimizer = self.accelerator.prepare(
-            model, create_optimizer(model, arguments, self.batch_size)
+        accelerator, arguments = self.accelerator, self.arguments
+        if accelerator.state.deepspeed_plugin is not None:
+            configuration = accelerator.state.deepspeed_plugin.deepspeed_config
+            configuration["train_micro_batch_size_per_gpu"] = arguments.train_batch_size
+        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(model, arguments, self.batch_size))
+        self.scheduler = create_scheduler(
+            self.optimizer.optimizer, arguments, self.source.num_samples, self.batch_size
         )
-        self.scheduler = create_scheduler(self.optimizer.optimizer, arguments, len(self.dataset), self.batch_size)
-        self.accelerator.register_for_checkpointing(self.progress, self.scheduler)
+        accelerator.register_for_checkpointing(self.progress, self.scheduler)
         if arguments.use_ema:
-            self.ema = EMAModel(
-                self.trained_parameters(), decay=arguments.ema_decay, use_ema_warmup=True, foreach=True
-            )
-            self.accelerator.register_for_checkpointing(self.ema)
+            warmup = {"use_ema_warmup": True, "foreach": True}
+            self.ema = MovingAverage(self.trained_parameters(), decay=arguments.ema_decay, **warmup)
+            accelerator.register_for_checkpointing(self.ema)
         return self.model
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def call_every(self, steps: int, function: Callable[[], None]):
+        """Calls `function` in all processes every so many updates, and after the last one; never if `steps` is 0."""
+        if steps:
+            self.every.append((steps, function))
 
     def start(self):
         """Resumes where that is asked for, saves the recipe and opens the trackers."""
@@ -86,6 +115,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
+            self._forget_later_figures()
         simple = (int, float, str, bool)
         config = {k: v if isinstance(v, simple) else str(v) for k, v in as_flat_dict(arguments).items()}
         self.accelerator.init_trackers(Path(arguments.output_dir).name, config)
@@ -98,6 +128,12 @@ class TrainingRun:
         self.logged_at = (time.perf_counter(), self.progress.samples_seen)
         self.model.train()
 
+    def _forget_later_figures(self):
+        """Drops the figures that a killed run logged after the checkpoint, or all of an earlier run."""
+        file = Path(self.arguments.output_dir, "metrics.jsonl")
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.step))
+
     def _resume(self):
         checkpoint = find_checkpoint(self.arguments.resume_from_checkpoint, self.arguments.output_dir)
         if checkpoint is None:
@@ -107,35 +143,32 @@ class TrainingRun:
             logger.warning(f"Resuming with another {name} than before: {then} became {now}.")
         self.accelerator.load_state(str(checkpoint))
         self.accelerator.step = 0
-        logger.info(f"Resuming {checkpoint} after {self.progress.step} updates.")
+        states = load_states(checkpoint)
+        if states:
+            self.source.load_state_dicts(states)
+        logger.info(f"Resuming {checkpoint} after {self.progress.step} updates, {self.progress.samples_seen} images.")
 
-    def _settings(self) -> dict:
+    def _settings(self) -> dict[str, Any]:
         flags = {name: value for name, value in as_flat_dict(self.arguments).items() if name not in UNIMPORTANT}
         return flags | {"num_processes": self.accelerator.num_processes}
 
     def batches(self) -> Iterator[Batch]:
         """This process's batches on its device, from where the run is to its end."""
-        accelerator, arguments = self.accelerator, self.arguments
-        order = EndlessBatches(
-            len(self.dataset),
-            arguments.train_batch_size,
-            arguments.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.progress.samples_seen,
-        )
-        on_gpu = accelerator.device.type == "cuda"
-        loader = iter(create_loader(self.dataset, order, arguments.dataloader_num_workers, pin_memory=on_gpu))
+        device = self.accelerator.device
+        loader = self.source.batches(self.progress.samples_seen)
         while self.progress.step < self.total_steps:
             batch = next(loader)
-            yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            self.skipped_here += batch.pop("num_skipped", 0)
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            self.recent.append((self.progress.step, batch))
+            yield batch
 
     def generator(self) -> torch.Generator:
-        """Randomness of this step of this process, whatever came before."""
+        """Randomness of this pass of this process, whatever came before."""
         number = self.progress.samples_seen * self.accelerator.num_processes + self.accelerator.process_index
         return torch.Generator().manual_seed((self.arguments.seed * 1_000_003 + number) % 2**63)
 
-    def update(self, loss: torch.Tensor, metrics: dict[str, torch.Tensor]):
+    def update(self, loss: torch.Tensor, metrics: dict[str, Metric]):
         """Backward, and with the last pass of an update its step; then whatever is due: logging, a checkpoint."""
         accelerator = self.accelerator
         accelerator.backward(loss)
@@ -144,6 +177,7 @@ class TrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averages.add(metrics)
+        self.losses.append(loss.detach())
         self.progress.samples_seen += self.samples_per_pass
         if accelerator.sync_gradients:
             self._end_update()
@@ -155,40 +189,101 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.step(self.trained_parameters())
         self.progress_bar.update()
-        step, arguments = self.progress.step, self.arguments
+        step, every = self.progress.step, self.arguments.checkpointing_steps
         is_last = step == self.total_steps
-        if step % arguments.logging_steps == 0 or is_last:
+        must_save = bool(every) and (step % every == 0 or is_last)
+        must_stop = False
+        if must_save or is_last or step % self.updates_between_questions == 0:
+            must_stop = self._ask_everyone()
+        if step % self.arguments.logging_steps == 0 or is_last:
             self._log()
-        every = arguments.checkpointing_steps
-        if (every and (step % every == 0 or is_last)) or self.interrupted_by is not None:
+        for steps, function in self.every:
+            if step % steps == 0 or is_last:
+                function()
+        if must_save or must_stop:
             self.save()
-        if self.interrupted_by is not None and not is_last:
-            name = signal.Signals(self.interrupted_by).name
-            logger.warning(f"{name} came: stopped after {step} updates. Go on with `--resume_from_checkpoint latest`.")
+        if must_stop and not is_last:
+            logger.warning(f"Stopped by a signal after {step} updates. Go on with `--resume_from_checkpoint latest`.")
             raise SystemExit(EXIT_INTERRUPTED)
 
     def _interrupt(self, number: int, frame: object):
         self.interrupted_by = number
 
+    def _ask_everyone(self) -> bool:
+        """Whether a process was told to stop. Ends the run if a loss is no number, before that is saved."""
+        is_finite = torch.stack(list(self.losses)).isfinite().all()
+        troubles = torch.stack([~is_finite, is_finite.new_tensor(self.interrupted_by is not None)]).float()
+        not_finite, interrupted = self.accelerator.reduce(troubles, "sum").tolist()
+        if not_finite:
+            self._give_up()
+        return interrupted > 0
+
+    def _give_up(self):
+        losses = [loss.item() for loss in self.losses]
+        bad = next((i for i, loss in enumerate(losses) if loss - loss != 0), None)
+        where = "in another process"
+        if bad is not None:
+            step, batch = self.recent[bad]
+            rank = self.accelerator.process_index
+            file = Path(self.arguments.output_dir, f"nonfinite-loss-step-{step + 1}-process-{rank}.pt")
+            torch.save({"step": step + 1, "loss": losses[bad], "batch": batch, "progress": vars(self.progress)}, file)
+            where = f"in update {step + 1}; its batch is in {file}"
+        raise SystemExit(f"The loss is no finite number {where}. The checkpoints before it are untouched.")
+
     def save(self) -> bool:
         """Writes a checkpoint; see [`save_checkpoint`]."""
-        arguments = self.arguments
         return save_checkpoint(
             self.accelerator,
-            arguments.output_dir,
+            self.arguments.output_dir,
             self.progress.step,
             self._settings(),
-            arguments.checkpoints_total_limit,
+            self.arguments.checkpoints_total_limit,
+            self.source.state_dict(),
         )
 
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
         figures = self.averages.pop()
         figures["learning_rate"] = self.scheduler.get_last_lr()[0]
-        figures["images_per_second"] = (self.progress.samples_seen - seen) / (now - then)
+        speed = (self.progress.samples_seen - seen) / (now - then)
+        figures["images_per_second"] = speed
+        peak = peak_flops(self.accelerator.device)
+        if self.flops_per_image and peak:
+            figures["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
+        self._count_skipped()
+        figures["skipped_images"] = self.progress.num_skipped
+        figures["epoch"] = self.progress.samples_seen / (self.source.num_samples or float("inf"))
         self.logged_at = (now, self.progress.samples_seen)
         self.log(figures)
-        self.progress_bar.set_postfix(loss=f"{figures['loss']:.4f}", images_s=f"{figures['images_per_second']:.0f}")
+        shown = {"loss": f"{figures['loss']:.4f}", "images_s": f"{speed:.0f}"}
+        self.progress_bar.set_postfix(shown | ({"mfu": f"{figures['mfu']:.2f}"} if "mfu" in figures else {}))
+
+    def _count_skipped(self):
+        skipped = torch.tensor(self.skipped_here, device=self.accelerator.device)
+        self.progress.num_skipped += int(self.accelerator.reduce(skipped, "sum"))
+        self.skipped_here = 0
+        num_skipped, share = self.progress.num_skipped, self.arguments.max_skipped_share
+        if num_skipped > max(share * self.progress.samples_seen, 0 if share == 0 else 10):
+            self.save()
+            raise SystemExit(
+                f"{num_skipped} of {self.progress.samples_seen} images were broken, more than `--max_skipped_share` "
+                f"{share}. Look at the data, or allow more."
+            )
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[nn.Module]:
+        """The model as it would be written now: with averaged weights, if there are any, and without dropout."""
+        parameters = self.trained_parameters()
+        if self.ema is not None:
+            self.ema.store(parameters)
+            self.ema.copy_to(parameters)
+        self.model.eval()
+        try:
+            yield self.accelerator.unwrap_model(self.model)
+        finally:
+            self.model.train()
+            if self.ema is not None:
+                self.ema.restore(parameters)
 
     def log(self, figures: dict[str, float]):
         """Sends figures to the trackers, and to `metrics.jsonl`, a line each time."""
@@ -197,38 +292,35 @@ class TrainingRun:
             with Path(self.arguments.output_dir, "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.progress.step, **figures}) + "\n")
 
-    def finish(self) -> nn.Module:
-        """Closes the trackers and gives back the trained model, with the averaged weights if there are any."""
+    def finish(self) -> dict[str, torch.Tensor] | None:
+        """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
         self.progress_bar.close()
         self.accelerator.end_training()
         if self.ema is not None:
             self.ema.copy_to(self.trained_parameters())
-        return self.accelerator.unwrap_model(self.model).eval()
+        state = self.accelerator.get_state_dict(self.model)
+        return state if self.accelerator.is_main_process else None
 
 
-class Averages:
-    """Means of what is measured in each pass, without waiting for the device before they are read."""
+class MovingAverage(EMAModel):
+    """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+    def state_dict(self) -> dict[str, Any]:
+        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in self.shadow_params]
+        return super().state_dict() | {"shadow_params": whole}
 
-    def add(self, metrics: dict[str, torch.Tensor]):
-        for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+    def load_state_dict(self, state_dict: dict[str, Any]):
+        sharded = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [_like(new, old) for new, old in zip(self.shadow_params, sharded, strict=True)]
 
-    def pop(self) -> dict[str, float]:
-        """The means over all passes since the last time and over all processes."""
-        names = sorted(self.sums)
-        if not names:
-            return {}
-        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        means = self.accelerator.reduce(means, "mean").tolist()
-        self.sums, self.counts = {}, {}
-        return dict(zip(names, means, strict=True))
+
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`tensor` where `other` is, and sharded as it is."""
+    tensor = tensor.to(other.device)
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    return torch.distributed.tensor.distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def create_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -239,8 +331,8 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         SystemExit: with a message, if `--total_batch_size` cannot be split over the processes.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("accelerate.accelerator").setLevel(logging.WARNING)
-    logging.getLogger("accelerate.checkpointing").setLevel(logging.WARNING)
+    for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     trackers = [] if arguments.report_to == "none" else arguments.report_to.split(",")
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
@@ -259,3 +351,18 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
+
+
+def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
+    """Ends a script with one line instead of a traceback where the data or the disk, and not the program, failed."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None):
+        try:
+            main(argv)
+        except DataError as error:
+            raise SystemExit(f"The data cannot be read: {error}") from error
+        except OSError as error:
+            raise SystemExit(f"The system refused: {error}") from error
+
+    return run

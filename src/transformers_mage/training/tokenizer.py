@@ -105,6 +105,13 @@ class VQModelForTraining(nn.Module):
         return len(dead)
 
 
+def code_counts(token_ids: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """(codebook_size,) how often each code occurs, without waiting for the device."""
+    flat = token_ids.flatten()
+    counts = torch.zeros(codebook_size, device=flat.device)
+    return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+
+
 def code_perplexity(counts: torch.Tensor) -> torch.Tensor:
     """exp of the entropy of how the tokens spread over the codes: `codebook_size` if evenly, 1 if all are the same."""
     return torch.special.entr(counts / counts.sum()).sum().exp()

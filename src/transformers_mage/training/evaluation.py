@@ -1,0 +1,86 @@
+"""Looking at a model while it trains: the loss on held-out images at fixed masks, and pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import VQModel
+from diffusers.utils import make_image_grid
+from PIL import Image
+from torch import nn
+
+from ..masking import sample_masks
+from ..modeling_mage import MageForMaskedImageModeling
+from ..scheduling_mage import MageScheduler
+
+VALIDATION_SEED = 0
+
+
+@torch.no_grad()
+def validate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+    """
+    Loss and accuracy on held-out tokens. Their masks are always the same, drawn with the training's masking ratios.
+
+    Args:
+        model (`nn.Module`): a prepared [`MageForPreTraining`].
+        tokens (`torch.Tensor` of shape `(num_images, sequence_length)`): the same in all processes, which share the
+            work.
+    """
+    config = accelerator.unwrap_model(model).mage.config
+    was_training = model.training
+    model.eval()
+    batches = list(enumerate(tokens.split(batch_size)))
+    num_rounds = -(-len(batches) // accelerator.num_processes)
+    sums = torch.zeros(3, device=accelerator.device)
+    for i in range(num_rounds):
+        # In the last round there may be less to do than processes; sharded models need all of them all the same.
+        number, batch = batches[(i * accelerator.num_processes + accelerator.process_index) % len(batches)]
+        is_new = i * accelerator.num_processes + accelerator.process_index < len(batches)
+        generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
+        masks = sample_masks(config, len(batch), generator=generator, device=accelerator.device)
+        _, metrics = model(batch.to(accelerator.device), masks)
+        figures = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
+        sums += figures.float() * len(batch) * is_new
+    model.train(was_training)
+    loss, accuracy, count = accelerator.reduce(sums, "sum").tolist()
+    return {"validation_loss": loss / count, "validation_accuracy": accuracy / count}
+
+
+@torch.no_grad()
+def generate(model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int) -> torch.Tensor:
+    """(num_images, sequence_length) codes made from nothing, without touching torch's global generator."""
+    config = model.config
+    scheduler = MageScheduler(config.mask_token_id, num_inference_steps=num_inference_steps)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((num_images, config.sequence_length), config.mask_token_id, device=model.device)
+    for timestep in scheduler.timesteps.tolist():
+        tokens = scheduler.step(model(input_ids=tokens).logits, timestep, tokens, generator).prev_sample
+    return tokens
+
+
+@torch.no_grad()
+def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:
+    """A grid of the images that `tokens`, of shape `(num_images, sequence_length)`, stand for."""
+    latents = tokenizer.quantize.embedding(tokens.to(tokenizer.device).unflatten(1, grid_size)).permute(0, 3, 1, 2)
+    pixels = tokenizer.decoder(tokenizer.post_quant_conv(latents.contiguous()))
+    images = [to_image(image) for image in pixels.clamp(0, 1)]
+    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    array = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+
+
+def save_picture(image: Image.Image, name: str, step: int, output_dir: str | Path, accelerator: Accelerator):
+    """Writes a picture to `output_dir`/samples and to the trackers that take images."""
+    folder = Path(output_dir, "samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / f"{name}-{step:08d}.png")
+    array = np.asarray(image.convert("RGB"))
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: array[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [image]}, step=step)

@@ -1,0 +1,111 @@
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from transformers_mage.training import checkpointing
+from transformers_mage.training.checkpointing import (
+    Progress,
+    changed_settings,
+    checkpoints,
+    find_checkpoint,
+    load_states,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True)
+    accelerator.register_for_checkpointing(Progress(step=7))
+    accelerator.prepare(torch.nn.Linear(2, 2))
+    return accelerator
+
+
+def save(accelerator: Accelerator, folder: Path, step: int, limit: int = 9, **kwargs) -> bool:
+    return save_checkpoint(accelerator, folder, step, {"seed": 1}, limit, **kwargs)
+
+
+def test_the_last_few_are_kept(accelerator: Accelerator, tmp_path: Path):
+    for step in (2, 10, 9, 11):
+        assert save(accelerator, tmp_path, step, limit=2)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-10", "checkpoint-11"]
+
+
+def test_latest_is_the_newest_whole_one(accelerator: Accelerator, tmp_path: Path):
+    assert find_checkpoint("latest", tmp_path) is None
+    for step in (1, 2, 3, 4, 5):
+        save(accelerator, tmp_path, step)
+    (tmp_path / "checkpoint-5" / "manifest.json").unlink()
+    os.truncate(tmp_path / "checkpoint-4" / "model.safetensors", 10)
+    (tmp_path / "checkpoint-3" / "custom_checkpoint_0.pkl").unlink()
+    (tmp_path / "checkpoint-x").mkdir()
+    assert find_checkpoint("latest", tmp_path).name == "checkpoint-2"
+    with pytest.raises(SystemExit, match="no whole checkpoint"):
+        find_checkpoint(str(tmp_path / "checkpoint-4"), tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["_finish", "_put_in_place", "_remove_old"])
+def test_killed_while_saving(accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
+    """What there is when the process dies before that moment is whole, and does not hinder the next attempt."""
+    save(accelerator, tmp_path, 1)
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(checkpointing, moment, die)
+        with pytest.raises(KeyboardInterrupt):
+            save(accelerator, tmp_path, 2)
+    newest = "checkpoint-2" if moment == "_remove_old" else "checkpoint-1"
+    assert find_checkpoint("latest", tmp_path).name == newest
+    assert save(accelerator, tmp_path, 2)
+    assert find_checkpoint("latest", tmp_path).name == "checkpoint-2"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_while_removing(accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(accelerator, tmp_path, 1)
+
+    def die_halfway(folder: Path, **kwargs):
+        if folder.exists():
+            (folder / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", die_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointing._remove(tmp_path / "checkpoint-1")
+    assert checkpoints(tmp_path) == []
+    assert not (tmp_path / "checkpoint-1").exists()
+
+
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_loads(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    save(accelerator, tmp_path, 1)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(accelerator, "save_state", full)
+    assert not save(accelerator, tmp_path, 2)
+    assert "No space left on device" in caplog.text
+    assert os.listdir(tmp_path) == ["checkpoint-1"]
+    accelerator.load_state(str(find_checkpoint("latest", tmp_path)))
+
+
+def test_what_a_process_alone_knows_is_saved_too(accelerator: Accelerator, tmp_path: Path):
+    save(accelerator, tmp_path, 1, own_state={"next": 3})
+    assert load_states(tmp_path / "checkpoint-1") == [{"next": 3}]
+
+
+def test_changed_settings_are_named(accelerator: Accelerator, tmp_path: Path):
+    save(accelerator, tmp_path, 1)
+    assert changed_settings(tmp_path / "checkpoint-1", {"seed": 2, "new": None}) == {"seed": (1, 2)}
