@@ -74,6 +74,7 @@ def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
     return {
         "samples": digits.score_samples(judge, samples),
         "test_images": digits.score_samples(judge, dataset["test"]["image"][:]),
+        "noise": digits.score_samples(judge, digits.noise_images(256)),
         "inpainting": evaluate_inpainting(judge, pipe, dataset["test"], pictures),
         "probe": evaluate_probe(dataset, model_dir),
     }
@@ -120,11 +121,12 @@ def draw_grid(images: list[Image.Image], columns: int, scale: int = 2, gap: int 
 
 def write_card(figures: dict, model_dir: Path):
     """Fills the figures into the card."""
-    card, samples, real = model_dir / "README.md", figures["samples"], figures["test_images"]
+    card = model_dir / "README.md"
     measures = [
-        ["samples that the classifier is over 0.9 sure of", percent(samples["sure"])],
-        ["the same of the real test digits", percent(real["sure"])],
-        ["different digits among those samples", samples["digits"]],
+        ["samples that the classifier is over 0.9 sure of", percent(figures["samples"]["sure"])],
+        ["the same of the real test digits", percent(figures["test_images"]["sure"])],
+        ["the same of images of noise", percent(figures["noise"]["sure"])],
+        ["different digits among those samples", figures["samples"]["digits"]],
     ]
     for side, kept in figures["inpainting"].items():
         measures.append([f"test digits that keep their label, {side} half painted again", percent(kept)])
