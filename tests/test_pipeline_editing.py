@@ -200,13 +200,27 @@ def test_the_callback_gets_tokens_and_a_preview(small_pipeline: MagePipeline):
     assert seen[-1]["tokens"].shape == (2, 64)
 
 
-def test_a_preview_shows_each_code_where_it_is(small_pipeline: MagePipeline):
-    tokens = torch.tensor([[[3, 5], [5, 3]]])
-    preview = small_pipeline.preview(tokens)
-    alone = small_pipeline.model.decode_image_tokens(torch.tensor([[[3]]])).clamp(0, 1)
-    torch.testing.assert_close(preview[..., :4, :4], alone)
-    assert torch.equal(preview[..., :4, :4], preview[..., 4:, 4:])
-    assert torch.equal(preview[..., 4:, :4], preview[..., :4, 4:])
+def test_a_preview_has_a_colour_for_each_code(small_pipeline: MagePipeline):
+    mask_token_id = small_pipeline.model.config.mask_token_id
+    preview = small_pipeline.preview(torch.tensor([[[3, 5, mask_token_id], [5, 3, 3]]]))
+    squares = preview.unflatten(3, (3, 4)).unflatten(2, (2, 4))
+    assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))
+    colours = squares[0, :, :, 0, :, 0]
+    assert torch.equal(colours[:, 0, 0], colours[:, 1, 1])
+    assert torch.equal(colours[:, 0, 1], colours[:, 1, 0])
+    assert not torch.equal(colours[:, 0, 0], colours[:, 0, 1])
+    assert colours[:, 0, 2].tolist() == [0.5] * 3
+
+
+def test_a_preview_is_the_image_where_codes_are_colours(small_pipeline: MagePipeline, monkeypatch):
+    palette = torch.rand(16, 3)
+
+    def decode(tokens: torch.LongTensor) -> torch.FloatTensor:
+        return palette[tokens].permute(0, 3, 1, 2).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+
+    monkeypatch.setattr(small_pipeline.model, "decode_image_tokens", decode)
+    tokens = torch.randint(0, 16, (2, 5, 9))
+    torch.testing.assert_close(small_pipeline.preview(tokens), decode(tokens))
 
 
 # Bad input

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import BaseOutput
@@ -82,7 +83,7 @@ class MagePipeline(DiffusionPipeline):
         channels = {"do_convert_grayscale": True} if is_grey else {"do_convert_rgb": True}
         self.pixel_processor = VaeImageProcessor(resample="bicubic", **channels, **prepare)
         self.mask_processor = VaeImageProcessor(resample="nearest", do_convert_grayscale=True, **prepare)
-        self._code_images = None
+        self._code_colors = None
 
     @property
     def vqvae(self) -> VQModel | None:
@@ -167,7 +168,7 @@ class MagePipeline(DiffusionPipeline):
         labels = self._prepare_labels(labels, prompts, num_images)
         self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
         tokens = self._hide_tokens(canvas, strength, generator).flatten(1)
-        self._code_images, steps = None, []
+        self._code_colors, steps = None, []
         num_steps = self.scheduler.num_inference_steps
         with self.progress_bar(total=num_steps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps.tolist()):
@@ -357,8 +358,8 @@ class MagePipeline(DiffusionPipeline):
     @torch.no_grad()
     def preview(self, tokens: torch.LongTensor) -> torch.FloatTensor:
         """
-        A rough look at tokens without decoding them: each shows what its code alone decodes to. The codes are decoded
-        once a run, which costs as much as decoding `codebook_size` tokens.
+        A rough look at tokens without decoding them: a square of the colour that each code has on average. To find
+        the colours, once a run, takes as long as to decode 8 tokens of each code.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): the mask token shows grey.
@@ -366,12 +367,24 @@ class MagePipeline(DiffusionPipeline):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, channels, height, width)`, in [0, 1].
         """
-        if self._code_images is None:
-            codes = torch.arange(self.model.config.codebook_size, device=tokens.device)[:, None, None]
-            images = torch.cat([self.model.decode_image_tokens(part).float().clamp(0, 1) for part in codes.split(256)])
-            self._code_images = torch.cat([images, torch.full_like(images[:1], 0.5)])
-        patches = self._code_images[tokens.clamp(max=self.model.config.codebook_size)]
-        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        if self._code_colors is None:
+            self._code_colors = self._find_code_colors().to(tokens.device)
+        colors = self._code_colors[tokens.clamp(max=self.model.config.codebook_size)].permute(0, 3, 1, 2)
+        patch = self.model.config.patch_size
+        return colors.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+
+    def _find_code_colors(self) -> torch.FloatTensor:
+        """(codebook_size + 1, channels): each code's mean among random neighbours, and grey for the mask token."""
+        config, generator = self.model.config, torch.Generator().manual_seed(0)
+        codes = torch.cat([torch.randperm(config.codebook_size, generator=generator) for _ in range(8)])
+        count = math.ceil(len(codes) / config.sequence_length) * config.sequence_length
+        codes = codes[torch.arange(count) % len(codes)].to(self._execution_device)
+        grids = codes.view(-1, *config.grid_size).split(16)
+        images = torch.cat([self.model.decode_image_tokens(part).float().clamp(0, 1) for part in grids])
+        means = F.adaptive_avg_pool2d(images, config.grid_size).permute(0, 2, 3, 1).flatten(0, 2)
+        sums = means.new_zeros(config.codebook_size, means.shape[1]).index_add(0, codes, means)
+        colors = sums / codes.bincount(minlength=config.codebook_size)[:, None]
+        return torch.cat([colors, torch.full_like(colors[:1], 0.5)])
 
     def _finish(
         self, tokens: torch.LongTensor, canvas: Canvas, feather: int | None, output_type: str
