@@ -74,6 +74,12 @@ class DigitJudge:
         return probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
+def noise_images(num_images: int, seed: int = 0) -> list[PILImage.Image]:
+    """Images of independent, uniform pixels: what a classifier of digits says of something that is none."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (num_images, DIGIT_SIZE, DIGIT_SIZE), dtype=np.uint8)
+    return [enlarge(image) for image in pixels]
+
+
 def score_samples(judge: DigitJudge, images: Sequence[PILImage.Image]) -> dict[str, float]:
     """Share of the images that the judge is over 0.9 sure of, and how many of the ten digits are among them."""
     digits, certainty = judge(images)
