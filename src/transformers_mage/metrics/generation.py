@@ -269,24 +269,38 @@ class KernelInceptionDistance(_ReservoirMetric):
         size = max(2, min(self.subset_size, len(x) // 2, len(y) // 2))
         generator = torch.Generator().manual_seed(self.seed)
         spread = []
-        for _ in tqdm(range(self.num_subsets), desc="KID", leave=False, disable=None):
+        for _ in tqdm(range(self.num_subsets), "KID of subsets", leave=False, disable=None):
             rows, columns = (torch.randperm(len(side), generator=generator)[:size].to(side.device) for side in (x, y))
             spread.append(polynomial_mmd(x[rows], y[columns]))
-        return {"kid": float(polynomial_mmd(x, y)), "kid_std": float(torch.stack(spread).std(correction=0))}
+        estimate = float(polynomial_mmd(x, y, "KID"))
+        return {"kid": estimate, "kid_std": float(torch.stack(spread).std(correction=0))}
 
 
-def polynomial_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased squared MMD between `x` `(N, D)` and `y` `(M, D)` under (x.y / D + 1)^3: a scalar."""
-    within = [(_kernel_sum(z, z) - ((z * z).mean(dim=1) + 1).pow(3).sum()) / (len(z) * (len(z) - 1)) for z in (x, y)]
-    return within[0] + within[1] - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+def polynomial_mmd(x: Tensor, y: Tensor, description: str | None = None) -> Tensor:
+    """The unbiased squared MMD between `x` `(N, D)` and `y` `(M, D)` under (x.y / D + 1)^3: a scalar.
+
+    With a `description` it shows its progress.
+    """
+    between = _kernel_sum(x, y, description) / (len(x) * len(y))
+    within = 0
+    for z in (x, y):
+        diagonal = (z.square().mean(dim=1) + 1).pow(3).sum()
+        within += (_kernel_sum(z, z, description) - diagonal) / (len(z) * (len(z) - 1))
+    return within - 2 * between
 
 
-def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+def _kernel_sum(x: Tensor, y: Tensor, description: str | None) -> Tensor:
     total, block = x.new_zeros(()), _block(y)
-    for rows in x.split(_ROWS_PER_BLOCK):
-        products = torch.mm(rows, y.T, out=block[: len(rows)])
-        total += products.div_(y.shape[1]).add_(1).pow_(3).sum()
+    for rows in _row_blocks(x, description):
+        pairs = torch.mm(x[rows], y.T, out=block[: rows.stop - rows.start])
+        total += pairs.div_(y.shape[1]).add_(1).pow_(3).sum()
     return total
+
+
+def _row_blocks(features: Tensor, description: str | None) -> Iterator[slice]:
+    starts = range(0, len(features), _ROWS_PER_BLOCK)
+    progress = tqdm(starts, description, leave=False, disable=None if description else True)
+    return (slice(start, min(start + _ROWS_PER_BLOCK, len(features))) for start in progress)
 
 
 def _block(columns: Tensor) -> Tensor:
@@ -352,11 +366,6 @@ def _coverage(x: Tensor, y: Tensor, x_radii: Tensor, y_radii: Tensor) -> tuple[T
         in_y[rows] = (pairs <= y_radii).any(dim=1)
         in_x |= (pairs <= x_radii[rows, None]).any(dim=0)
     return in_y, in_x
-
-
-def _row_blocks(features: Tensor, description: str) -> Iterator[slice]:
-    starts = tqdm(range(0, len(features), _ROWS_PER_BLOCK), description, leave=False, disable=None)
-    return (slice(start, min(start + _ROWS_PER_BLOCK, len(features))) for start in starts)
 
 
 def _squared_distances(x: Tensor, y: Tensor, block: Tensor) -> Tensor:
