@@ -22,7 +22,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from transformers_mage.metrics import (
     FeatureExtractor,
@@ -40,7 +39,7 @@ from transformers_mage.metrics import (
 )
 from transformers_mage.metrics.images import ImageSource
 from transformers_mage.metrics.report import model_card_block
-from transformers_mage.training.arguments import argument
+from transformers_mage.training.arguments import argument, parse_arguments
 from transformers_mage.training.tokenizer import load_tokenizer
 
 SIDES = {"predictions": "samples", "references": "references"}  # a metric's name of each side, and the flag's
@@ -74,22 +73,26 @@ class EvaluationArguments:
     model_name: str = argument("mage", "The model's name, for its card.")
     dataset_name: str | None = argument(None, "The references' name, for the card; by default their folder's.")
 
+    def validate(self):
+        """Raises `ValueError` for flags that make no evaluation."""
+        unknown = set(self.asked_metrics) - set(METRICS)
+        if unknown:
+            raise ValueError(f"There is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}.")
+        if self.batch_size < 1 or (self.resolution or 1) < 1:
+            raise ValueError(f"`--batch_size` ({self.batch_size}) and `--resolution` must be at least 1.")
+        if self.pixel_min >= self.pixel_max:
+            raise ValueError(f"`--pixel_min` ({self.pixel_min}) must be below `--pixel_max` ({self.pixel_max}).")
+        if self.tokenizer is None and self.samples is None:
+            raise ValueError("Say what to score: `--samples`, or `--tokenizer` for its reconstructions.")
+        alone = self.asked_metrics == [InceptionScore.key] and not self.tokenizer
+        if self.references is None and not alone:
+            raise ValueError(
+                f"Say what to compare with: `--references` (only `--metrics {InceptionScore.key}` works without)."
+            )
 
-def parse_arguments(argv: list[str] | None) -> EvaluationArguments:
-    parser = HfArgumentParser(EvaluationArguments, description=__doc__, allow_abbrev=False)
-    args = parser.parse_args_into_dataclasses(argv)[0]
-    unknown = set(asked_metrics(args)) - set(METRICS)
-    if unknown:
-        parser.error(f"there is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}")
-    if args.tokenizer is None and args.samples is None:
-        parser.error("say what to score: --samples, or --tokenizer for its reconstructions")
-    if args.references is None and (args.tokenizer or asked_metrics(args) != [InceptionScore.key]):
-        parser.error(f"say what to compare with: --references (only --metrics {InceptionScore.key} works without)")
-    return args
-
-
-def asked_metrics(args: EvaluationArguments) -> list[str]:
-    return args.metrics.split(",") if args.metrics else []
+    @property
+    def asked_metrics(self) -> list[str]:
+        return self.metrics.split(",") if self.metrics else []
 
 
 class Evaluation:
@@ -153,8 +156,8 @@ def open_side(args: EvaluationArguments, name: str) -> ImageSource | dict[str, d
 
 def choose_metrics(args: EvaluationArguments, sides: dict[str, Any]) -> list[str]:
     """The metrics that were asked for, or else all that the inputs allow."""
-    if asked_metrics(args):
-        return asked_metrics(args)
+    if args.asked_metrics:
+        return args.asked_metrics
     possible = []
     for key, metric_class in METRICS.items():
         inputs = [sides[side] for side in metric_class.inputs]
@@ -232,7 +235,7 @@ def write_results(args: EvaluationArguments, scores: dict[str, float], inputs: d
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = parse_arguments(EvaluationArguments, __doc__, argv)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     run = Evaluation(args)
     try:

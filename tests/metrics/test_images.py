@@ -4,6 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from transformers_mage import MageConfig
+from transformers_mage.generation.plan import ClassPlan, write_manifest
+from transformers_mage.generation.writers import ImageFolderWriter, NpzWriter, TarWriter
 from transformers_mage.metrics.images import ImageSource
 
 
@@ -56,6 +59,30 @@ def test_npz_of_samples(pixels, tmp_path, channels):
     pixels = pixels[..., :channels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     assert_holds(ImageSource(tmp_path / "samples.npz", mode="RGB" if channels == 3 else "L"), pixels)
+
+
+@pytest.mark.parametrize("output_format", ["png", "tar", "npz"])
+def test_output_of_generate(pixels, tmp_path, output_format):
+    writers = {
+        "png": lambda: ImageFolderWriter(tmp_path / "images", 4, 5),
+        "tar": lambda: TarWriter(tmp_path, 4, 5),
+        "npz": lambda: NpzWriter(tmp_path, 4, 5, pixels.shape[1:3]),
+    }
+    writer = writers[output_format]()
+    writer.prepare()
+    for rows in (range(4), range(4, 5)):
+        writer.write(rows, pixels[list(rows)], None)
+    writer.close()
+    writer.finish(ClassPlan(MageConfig(), None, 5))
+    write_manifest(tmp_path, {})
+    Image.new("RGB", (99, 99)).save(tmp_path / "grid.png")
+    assert_holds(ImageSource(tmp_path), pixels)
+
+
+def test_shards_that_are_no_tar_files(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"no tar" * 500)
+    with pytest.raises(ValueError, match=r"0\.tar is not an uncompressed tar file"):
+        ImageSource(tmp_path)
 
 
 def test_resolution_crops_the_centre(tmp_path):

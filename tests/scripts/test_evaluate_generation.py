@@ -188,9 +188,11 @@ def test_bad_input_is_told_without_a_traceback(evaluate, flags, tmp_path):
 
 def test_flags_that_do_not_go_together(evaluate, capsys):
     for words, message in (
-        ([], "say what to score"),
-        (["--samples", "x"], "say what to compare with"),
-        (["--samples", "x", "--references", "y", "--metrics", "fid,lpips"], "there is no metric lpips"),
+        ([], "Say what to score"),
+        (["--batch_size", "0"], "must be at least 1"),
+        (["--pixel_min", "2"], "must be below `--pixel_max`"),
+        (["--samples", "x"], "Say what to compare with"),
+        (["--samples", "x", "--references", "y", "--metrics", "fid,lpips"], "There is no metric lpips"),
     ):
         with pytest.raises(SystemExit):
             evaluate(words)

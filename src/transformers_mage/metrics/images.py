@@ -1,5 +1,6 @@
-"""Images to score, from wherever they are: a folder of files, a data set, an `.npz` of samples."""
+"""Images to score, from wherever they are: a folder of files, a dataset, an `.npz` of samples."""
 
+import tarfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..generation.plan import MANIFEST
+
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -19,10 +22,10 @@ class ImageSource(Dataset):
     """The images of `path`, decoded one by one: item i is uint8 `(C, H, W)`, or `None` where it does not decode.
 
     Args:
-        path (`str` or `Path`): a folder of image files, at any depth; a data set saved with `save_to_disk`; a folder
-            of webdataset shards (`*.tar`); an `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; or
-            anything else that `datasets.load_dataset` loads.
-        split (`str`, *optional*): the split of a data set with several.
+        path (`str` or `Path`): a folder of image files, at any depth; an output folder of `generate.py`; a folder of
+            webdataset shards (`*.tar`); an `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; a
+            dataset saved with `save_to_disk`; or anything else that `datasets.load_dataset` loads.
+        split (`str`, *optional*): the split of a dataset with several.
         image_column (`str`, *optional*): the column with images; by default the only one of that type.
         resolution (`int`, *optional*): resize the shorter side to this (bicubic) and crop the centre.
         mode (`str`, *optional*, defaults to `"RGB"`): Pillow's mode to convert to, `"RGB"` or `"L"`.
@@ -81,9 +84,14 @@ class ImageSource(Dataset):
 
 def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[int, Callable[[int], Image.Image]]:
     """The number of images, and what opens one of them."""
+    if (path / MANIFEST).is_file():  # of `generate.py`, which draws a grid beside the images
+        path = next((path / name for name in ("images", "samples.npz") if (path / name).exists()), path)
     if path.suffix == ".npz" and path.is_file():
         array = _npz_images(path)
         return len(array), lambda index: Image.fromarray(array[index])
+    if path.is_dir() and any(path.glob("*.tar")):
+        members = list(_tar_members(path))
+        return len(members), lambda index: _open_member(*members[index])
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
         if files or not any(path.iterdir()):
@@ -107,11 +115,27 @@ def _npz_images(path: Path) -> np.ndarray:
         raise ValueError(f"{path} holds {arrays.files}, of which none is uint8 of shape (N, H, W, 3).")
 
 
+def _tar_members(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Shard, offset and size of each image: nothing is unpacked."""
+    for shard in sorted(folder.glob("*.tar")):
+        try:
+            with tarfile.open(shard, "r:") as members:
+                for member in members:
+                    if Path(member.name).suffix.lower() in EXTENSIONS:
+                        yield shard, member.offset_data, member.size
+        except tarfile.ReadError as error:
+            raise ValueError(f"{shard} is not an uncompressed tar file: {error}") from error
+
+
+def _open_member(shard: Path, offset: int, size: int) -> Image.Image:
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        return Image.open(BytesIO(file.read(size)))
+
+
 def _load_rows(path: Path, split: str | None) -> datasets.Dataset:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = datasets.load_from_disk(str(path))
-    elif path.is_dir() and any(path.glob("*.tar")):
-        rows = datasets.load_dataset("webdataset", data_files=str(path / "*.tar"))
     elif path.is_absolute() and not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     else:
