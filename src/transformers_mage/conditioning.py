@@ -35,9 +35,9 @@ def apply_guidance(logits: torch.FloatTensor, scale: float) -> torch.FloatTensor
         logits (`torch.FloatTensor` of shape `(2 * batch_size, ...)`): those given the classes, then those without.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, ...)`.
+        `torch.FloatTensor` of shape `(batch_size, ...)`, float32.
     """
-    conditional, unconditional = logits.chunk(2)
+    conditional, unconditional = logits.float().chunk(2)
     return conditional + scale * (conditional - unconditional)
 
 

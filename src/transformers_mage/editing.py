@@ -205,13 +205,13 @@ def merge_windows(logits: torch.FloatTensor, grid_size: tuple[int, int], window:
         logits (`torch.FloatTensor` of shape `(num_windows * batch_size, window tokens, codebook_size)`).
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, rows * columns, codebook_size)`.
+        `torch.FloatTensor` of shape `(batch_size, rows * columns, codebook_size)`, float32.
     """
     height, width = window
     corners = _corners(grid_size, window)
-    parts = logits.unflatten(1, window).chunk(len(corners))
-    total = logits.new_zeros(parts[0].shape[0], *grid_size, logits.shape[-1])
-    count = logits.new_zeros(*grid_size, 1)
+    parts = logits.float().unflatten(1, window).chunk(len(corners))
+    total = parts[0].new_zeros(parts[0].shape[0], *grid_size, logits.shape[-1])
+    count = total.new_zeros(*grid_size, 1)
     for (top, left), part in zip(corners, parts, strict=True):
         total[:, top : top + height, left : left + width] += part
         count[top : top + height, left : left + width] += 1
