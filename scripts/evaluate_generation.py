@@ -133,7 +133,7 @@ class Evaluation:
         seen, skipped = reduce(torch.tensor([seen, skipped], device=state.device), "sum").tolist()
         if not seen:
             raise ValueError(f"none of the {skipped} images in {source.path} can be decoded")
-        if skipped:
+        if skipped and state.is_main_process:
             warnings.warn(f"{skipped} of the {seen + skipped} images in {source.path} cannot be decoded", stacklevel=2)
         return {"path": source.path, "count": seen, "skipped": skipped}
 
