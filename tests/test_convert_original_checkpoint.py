@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_classifiers_of_pixels(kind, where, tmp_path):
 @pytest.mark.parametrize("kind", ["model", "classifier", "probe"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @torch.no_grad()
-def test_half_precision_keeps_every_token(kind, dtype, tmp_path, capsys):
+def test_half_precision_keeps_every_token(kind, dtype, tmp_path):
     checkpoint = save_original(tmp_path / "mage.pth", original_weights(kind))
 
     folder = convert(checkpoint, tmp_path / "out", "--dtype", dtype)
@@ -154,9 +155,15 @@ def test_second_tokenizer_that_agrees_changes_nothing(tmp_path):
     assert MagePipeline.from_pretrained(folder).vqvae is not None
 
 
+@pytest.mark.parametrize("layout", ["state_dict", "bare", "prefixed"])
 @torch.no_grad()
-def test_tokenizer_alone_becomes_a_stock_model(tmp_path):
-    folder = convert(save_tokenizer(tmp_path / "vqgan.ckpt"), tmp_path / "out")
+def test_tokenizer_alone_becomes_a_stock_model(layout, tmp_path):
+    weights = TINY.tokenizer_weights
+    if layout == "prefixed":
+        weights = {f"vqgan.{name}": weight for name, weight in weights.items()}
+    torch.save({"state_dict": weights} if layout == "state_dict" else weights, tmp_path / "vqgan.ckpt")
+
+    folder = convert(tmp_path / "vqgan.ckpt", tmp_path / "out")
 
     latents = VQModel.from_pretrained(folder).encode(TINY.pixel_values).latents
 
@@ -232,12 +239,13 @@ def test_says_what_went_where_and_what_to_type_next(tmp_path, capsys):
     assert f'MagePipeline.from_pretrained("{tmp_path / "out"}")' in said
 
 
-def test_round_trip_is_exact_but_for_folded_shortcuts(tmp_path):
+def test_round_trip_is_exact_but_for_folded_shortcuts(tmp_path, capsys):
     weights = original_weights()
     folder = convert(save_original(tmp_path / "mage.pth", weights), tmp_path / "out")
 
     main([str(folder), str(tmp_path / "back.pth"), "--to_original"])
 
+    assert "241 tensors" in capsys.readouterr().out
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     assert {name: weight.shape for name, weight in back.items()} == {n: w.shape for n, w in weights.items()}
     unread = ("cls_token", "pos_embed", "patch_embed", "mask_token", "decoder_pos_embed", "decoder_pred")
@@ -300,7 +308,9 @@ def _malicious(path: Path):
 
 
 def _malicious_without_pytorch(path: Path):
-    path.write_bytes(pickle.dumps(_Malicious(path.with_suffix(".trace"))))
+    """Twice, so that the second import refers back to the strings of the first."""
+    both = [_Malicious(path.with_suffix(suffix)) for suffix in (".trace", ".trace2")]
+    path.write_bytes(pickle.dumps({"model": both}))
 
 
 def _truncated(path: Path):
@@ -358,13 +368,17 @@ BAD_FILES = {
     "truncated, old format": (_truncated_old_format, ["damaged", "Download it again"]),
     "empty": (lambda path: path.touch(), ["is empty"]),
     "HTML": (lambda path: path.write_text("\n<!DOCTYPE html><html>Virus scan"), ["an HTML page", "browser"]),
+    "HTML with a mark": (lambda path: path.write_text("\ufeff<html>", "utf-8"), ["an HTML page"]),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), ["git lfs pull"]),
     "text": (lambda path: path.write_text("not found"), ["no checkpoint of PyTorch", "not found"]),
     "safetensors": (lambda path: path.write_bytes(b"\x02" + b"\0" * 7 + b"{}" + b"\0" * 9), ["safetensors file"]),
     "folder": (lambda path: path.mkdir(), ["is a folder", "--to_original"]),
     "nothing": (lambda path: None, ["There is no file"]),
     "a list": (lambda path: torch.save([1, 2], path), ["holds a list, not the weights"]),
-    "no weights": (lambda path: torch.save({"epoch": 3}, path), ["holds epoch, which are no tensors"]),
+    "no weights": (lambda path: torch.save({"epoch": 3}, path), ["holds epoch, which are no named tensors"]),
+    "numbered": (lambda path: torch.save({0: torch.zeros(2)}, path), ["holds 0, which are no named tensors"]),
+    "one byte": (lambda path: path.write_bytes(b"\x85"), ["no checkpoint of PyTorch"]),
+    "no pickle": (lambda path: path.write_bytes(b"\x80\x02" + b"\xff" * 9), ["damaged"]),
     "MAE": (_mae, ["a checkpoint of MAE, not of MAGE", "mask_token"]),
     "RCG": (_rcg, ["a checkpoint of RCG, not of MAGE"]),
     "MaskGIT": (_maskgit, ["a Flax checkpoint (msgpack), as MaskGIT's are"]),
@@ -448,21 +462,30 @@ def test_interrupted_while_writing_leaves_nothing(error, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mage.pth"]
 
 
-def test_killed_while_writing_leaves_no_folder(tmp_path):
-    """Even where nothing can be cleaned up, the folder's name does not exist."""
+# The command as it is, that waits for its end where it would load back what it wrote.
+INTERRUPTED = """
+import runpy, time
+from transformers_mage.conversion import folder
+folder.read_model = lambda *args: [print("written", flush=True), time.sleep(600)]
+runpy.run_module("transformers_mage.convert_original_checkpoint", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_command_leaves_no_folder(kill, tmp_path):
     checkpoint = save_original(tmp_path / "mage.pth", original_weights())
-    script = (
-        "import os, sys\n"
-        "from transformers_mage import convert_original_checkpoint as command\n"
-        "command.read_model = lambda *args: os._exit(9)\n"
-        "command.main(sys.argv[1:])\n"
-    )
-    arguments = [checkpoint, tmp_path / "out", "--num_attention_heads", "4"]
+    command = [sys.executable, "-c", INTERRUPTED, checkpoint, tmp_path / "out", "--num_attention_heads", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "written\n"
 
-    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    process.send_signal(kill)
+    _, said = process.communicate()
 
-    assert result.returncode == 9
     assert not (tmp_path / "out").exists()
+    if kill == signal.SIGTERM:
+        assert process.returncode == 1
+        assert "Interrupted. Nothing was written" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["mage.pth"]
 
 
 def test_folder_that_computes_something_else_is_refused(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ in them, and what is at OUT is always whole.
 """
 
 import argparse
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None):
     logging.disable_progress_bar()  # there is one already
     try:
         if args.to_original:
-            write_original(args.checkpoint, args.out)
+            print(write_original(args.checkpoint, args.out))
         else:
             convert(args)
     except CheckpointError as error:
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None):
         raise SystemExit(f"error: {error}. {_state_of(args.out)}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted. {_state_of(args.out)}") from None
+    finally:
+        logging.enable_progress_bar()
 
 
 def convert(args: argparse.Namespace):
@@ -88,31 +91,36 @@ def convert(args: argparse.Namespace):
     check_free(args.out)
     if args.push_to_hub and get_token() is None:
         raise CheckpointError("`--push_to_hub` needs you to be logged in. Run `hf auth login` first.")
-    dtype = DTYPES[args.dtype]
     with tqdm(total=5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
         with _step(progress, "reading"):
             checkpoint, model = read(args)
         with _step(progress, "converting"):
-            fill_model(model, checkpoint, dtype)
-            summary = table(model, checkpoint)
-        with _step(progress, "running the model"):
-            expected = forward_pass(model)
-        with written_aside(args.out) as folder:
-            with _step(progress, "writing"):
-                write_model(model, checkpoint.kind, folder)
-                code = usage(checkpoint, args.push_to_hub or args.out.name)
-                model_card(checkpoint, None if checkpoint.kind == "tokenizer" else model.config, code).save(
-                    folder / "README.md"
-                )
-            with _step(progress, "loading back"):
-                model_class = type(model)
-                del model
-                checkpoint.release()
-                difference = compare_passes(expected, forward_pass(read_model(folder, model_class)))
+            fill_model(model, checkpoint, DTYPES[args.dtype])
+        summary = table(model, checkpoint)
+        difference = write(model, checkpoint, args, progress)
     print(f"\n{summary}\n\n{args.out}: loaded back, a forward pass differs by {difference:.1e} from the one before.")
     if args.push_to_hub:
         push(args.out, args.push_to_hub)
     print(next_steps(checkpoint, args.out, has_labels=bool(args.labels)))
+
+
+def write(
+    model: MagePreTrainedModel | VQModel, checkpoint: OriginalCheckpoint, args: argparse.Namespace, progress: tqdm
+) -> float:
+    """Writes the folder, if a model loaded from it computes the same; returns the relative difference."""
+    with _step(progress, "running the model"):
+        expected = forward_pass(model)
+    with written_aside(args.out) as folder:
+        with _step(progress, "writing"):
+            write_model(model, checkpoint.kind, folder)
+            code = usage(checkpoint, args.push_to_hub or args.out.name)
+            config = None if checkpoint.kind == "tokenizer" else model.config
+            model_card(checkpoint, config, code).save(folder / "README.md")
+        with _step(progress, "loading back"):
+            # Once is enough for the weights to be in memory.
+            model.to("meta")
+            checkpoint.release()
+            return compare_passes(expected, forward_pass(read_model(folder, type(model))))
 
 
 def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedModel | VQModel]:
@@ -160,4 +168,5 @@ def _step(progress: tqdm, name: str) -> Iterator[None]:
 __all__ = ["convert_model", "convert_tokenizer", "main", "tokenizer_config"]
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
     main()

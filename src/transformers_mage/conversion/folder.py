@@ -35,7 +35,9 @@ def fill_model(
     weights = {name: _cast(weight, dtype) for name, weight in convert_model(checkpoint.model).items()}
     if checkpoint.tokenizer is not None:
         prefix = "" if checkpoint.kind == "tokenizer" else "mage.vqvae."
-        tokenizer = convert_tokenizer({name: weight.float() for name, weight in checkpoint.tokenizer.items()})
+        tokenizer = convert_tokenizer(
+            {name: _cast(weight, torch.float32) for name, weight in checkpoint.tokenizer.items()}
+        )
         weights |= {prefix + name: weight for name, weight in tokenizer.items()}
     model.load_state_dict(weights, assign=True)
     vqvae = tokenizer_of(model)
@@ -156,7 +158,7 @@ def check_free(out: Path):
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return weight.to(dtype) if weight.is_floating_point() else weight
+    return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
 
 
 def _tokenizer_pass(vqvae: VQModel | None, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from diffusers import VQModel
 from transformers import AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
 from ..modeling_mage import MageForMaskedImageModeling, MagePreTrainedModel
-from .folder import read_model, tokenizer_of, written_aside
+from .folder import check_free, read_model, tokenizer_of, written_aside
 from .names import (
     TOKENIZER_PREFIX,
     convert_tokenizer,
@@ -26,7 +26,7 @@ _AUTO_CLASSES = {
 }
 
 
-def write_original(folder: Path, out: Path):
+def write_original(folder: Path, out: Path) -> str:
     """
     Writes the model in `folder` as the original would have: `{"model": state_dict}`, or `{"state_dict": …}` for a
     tokenizer alone. Parameters that the original never reads are there for its strict loading, zero.
@@ -35,12 +35,19 @@ def write_original(folder: Path, out: Path):
         folder (`Path`): a converted, or trained, model or tokenizer.
         out (`Path`): the file to write; it must not exist.
 
+    Returns:
+        `str`: what was written.
+
     Raises:
         CheckpointError: for a folder that holds no such model, or one that the original cannot express.
     """
-    model = read_model(folder, _auto_class(folder))
+    check_free(out)
+    payload = original_payload(read_model(folder, _auto_class(folder)), folder)
     with written_aside(out) as path:
-        torch.save(original_payload(model, folder), path)
+        torch.save(payload, path)
+    ((key, state),) = payload.items()
+    parameters = sum(weight.numel() for weight in state.values())
+    return f"{out}: {len(state)} tensors of {parameters / 1e6:.2f} M numbers under `{key}`, in the original's naming."
 
 
 def original_payload(model: MagePreTrainedModel | VQModel, folder: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -27,7 +27,10 @@ _OTHER_MODELS = {
     "MAE": r"decoder_pred\.|mask_token$",
     "a vision transformer over pixels, as MAE's classifiers": r"patch_embed\.proj\.",
 }
-_SAFE_IMPORTS = r"torch\._utils\._rebuild|torch\.\w+Storage$|collections\.OrderedDict$|argparse\.Namespace$"
+_SAFE_IMPORTS = re.compile(
+    r"torch\._utils\._rebuild_\w+$|torch\.(\w+Storage|Size|device|Tensor|b?float\d+|int\d+)$|torch\.nn\.parameter\.Parameter$"
+    r"|collections\.OrderedDict$|argparse\.Namespace$"
+)
 _HEADS = {"pretraining": "mlm_layer.", "probe": "head.1.", "classifier": "head."}
 
 
@@ -78,10 +81,11 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
         CheckpointError: for anything else; nothing in the file is run.
     """
     path = Path(path)
-    payload = _load_pickle(path)
-    weights, others = _find_weights(payload, path)
+    weights, others = _find_weights(_load_pickle(path), path)
     kind = _kind_of(weights, path)
-    checkpoint = OriginalCheckpoint(path, kind, model={}, training_state=sorted(others), epoch=_epoch_of(others))
+    checkpoint = OriginalCheckpoint(
+        path, kind, model={}, training_state=sorted(map(str, others)), epoch=_epoch_of(others)
+    )
     if kind == "tokenizer":
         checkpoint.tokenizer = {name.removeprefix(TOKENIZER_PREFIX): weight for name, weight in weights.items()}
         return checkpoint
@@ -136,7 +140,10 @@ def _load_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path)
         if not wanted:
-            raise CheckpointError(f"{path} is damaged: {_first_line(error)} Download it again.") from error
+            reason = re.search(r"Unpickler error: (.*)", str(error))
+            raise CheckpointError(
+                f"{path} is damaged, or no checkpoint: it was refused for {reason[1] if reason else error}."
+            ) from error
         raise CheckpointError(
             f"{path} asks for more than tensors: {', '.join(wanted)}. It was refused, and nothing of it was run. The "
             "published checkpoints ask for no such thing; get the file from where its authors put it."
@@ -164,7 +171,7 @@ def _check_file(path: Path):
 
 
 def _what_is(head: bytes, path: Path) -> str | None:
-    start = head.lstrip().lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         return "empty. Download it again."
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -179,7 +186,7 @@ def _what_is(head: bytes, path: Path) -> str | None:
         return None if zipfile.is_zipfile(path) else f"truncated: it ends after {size}. Download it again."
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "a safetensors file; the original's checkpoints are pickles. Is it converted already?"
-    if 0x81 <= head[0] <= 0x8F and (0xA0 <= head[1] <= 0xBF or head[1] == 0xD9):
+    if re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]", head):
         return "a Flax checkpoint (msgpack), as MaskGIT's are. Only MAGE's own PyTorch checkpoints can be converted."
     if head[0] != 0x80:
         return f"no checkpoint of PyTorch: it starts with {head[:16]!r}."
@@ -196,18 +203,22 @@ def _unsafe_globals(path: Path) -> list[str]:
         with open(path, "rb") as file:
             # Before 1.6, a file was five pickles one after the other, and the numbers.
             imported = {name for _ in range(5) for name in _imports(file)}
-    return sorted(name for name in imported if not re.match(_SAFE_IMPORTS, name))
+    return sorted(name for name in imported if not _SAFE_IMPORTS.match(name))
 
 
 def _imports(file: BinaryIO) -> Iterator[str]:
     """Names that the next pickle in `file` imports."""
-    strings = []
+    strings, memo = [""], []
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
                 yield argument.replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL":
                 yield ".".join(strings[-2:])
+            elif opcode.name == "MEMOIZE":
+                memo.append(strings[-1])
+            elif opcode.name.endswith("BINGET") and argument < len(memo):
+                strings.append(memo[argument])
             elif isinstance(argument, str):
                 strings.append(argument)
     except ValueError:
@@ -227,13 +238,19 @@ def _find_weights(payload: object, path: Path) -> tuple[dict[str, torch.Tensor],
         if isinstance(payload.get(key), Mapping):
             weights, others = payload[key], {name: value for name, value in payload.items() if name != key}
             break
-    strangers = [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]
+    strangers = [
+        str(n) for n, value in weights.items() if not (isinstance(n, str) and isinstance(value, torch.Tensor))
+    ]
     if strangers or not weights:
-        held = f"{_some(strangers)}, which are no tensors" if strangers else "nothing"
+        held = f"{_some(strangers)}, which are no named tensors" if strangers else "nothing"
         raise CheckpointError(
             f"{path} holds {held}. Weights are expected under `model` or `state_dict`, or at the top of the file."
         )
-    return dict(weights), others
+    return {name: weight.detach() for name, weight in weights.items()}, others
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 def _epoch_of(others: Mapping[str, object]) -> int | None:
