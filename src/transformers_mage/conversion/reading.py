@@ -83,9 +83,8 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     path = Path(path)
     weights, others = _find_weights(_load_pickle(path), path)
     kind = _kind_of(weights, path)
-    checkpoint = OriginalCheckpoint(
-        path, kind, model={}, training_state=sorted(map(str, others)), epoch=_epoch_of(others)
-    )
+    training_state = sorted(map(str, others))
+    checkpoint = OriginalCheckpoint(path, kind, {}, training_state=training_state, epoch=_epoch_of(others))
     if kind == "tokenizer":
         checkpoint.tokenizer = {name.removeprefix(TOKENIZER_PREFIX): weight for name, weight in weights.items()}
         return checkpoint
@@ -238,9 +237,7 @@ def _find_weights(payload: object, path: Path) -> tuple[dict[str, torch.Tensor],
         if isinstance(payload.get(key), Mapping):
             weights, others = payload[key], {name: value for name, value in payload.items() if name != key}
             break
-    strangers = [
-        str(n) for n, value in weights.items() if not (isinstance(n, str) and isinstance(value, torch.Tensor))
-    ]
+    strangers = [str(name) for name, value in weights.items() if not _is_named_tensor(name, value)]
     if strangers or not weights:
         held = f"{_some(strangers)}, which are no named tensors" if strangers else "nothing"
         raise CheckpointError(
