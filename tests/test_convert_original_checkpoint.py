@@ -232,6 +232,7 @@ def test_says_what_went_where_and_what_to_type_next(tmp_path, capsys):
     convert(save_original(tmp_path / "mage.pth", weights), tmp_path / "out")
 
     said = capsys.readouterr().out
+    assert "mage.pth: MAGE-C of another size" in said
     assert "vqgan.*" in said
     assert "Left out, the projection head of MAGE-C: projection_head.0.weight." in said
     assert "Left out, training state: args, epoch, optimizer, scaler." in said

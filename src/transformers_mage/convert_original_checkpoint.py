@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .conversion.card import model_card
+from .configuration_mage import MageConfig
+from .conversion.card import model_card, title
 from .conversion.folder import (
     check_free,
     compare_passes,
@@ -96,8 +97,9 @@ def convert(args: argparse.Namespace):
             checkpoint, model = read(args)
         with _step(progress, "converting"):
             fill_model(model, checkpoint, DTYPES[args.dtype])
-        summary = table(model, checkpoint)
-        difference = write(model, checkpoint, args, progress)
+        config = None if checkpoint.kind == "tokenizer" else model.config
+        summary = f"{args.checkpoint}: {title(checkpoint, config)}\n\n{table(model, checkpoint)}"
+        difference = write(model, config, checkpoint, args, progress)
     print(f"\n{summary}\n\n{args.out}: loaded back, a forward pass differs by {difference:.1e} from the one before.")
     if args.push_to_hub:
         push(args.out, args.push_to_hub)
@@ -105,7 +107,11 @@ def convert(args: argparse.Namespace):
 
 
 def write(
-    model: MagePreTrainedModel | VQModel, checkpoint: OriginalCheckpoint, args: argparse.Namespace, progress: tqdm
+    model: MagePreTrainedModel | VQModel,
+    config: MageConfig | None,
+    checkpoint: OriginalCheckpoint,
+    args: argparse.Namespace,
+    progress: tqdm,
 ) -> float:
     """Writes the folder, if a model loaded from it computes the same; returns the relative difference."""
     with _step(progress, "running the model"):
@@ -114,7 +120,6 @@ def write(
         with _step(progress, "writing"):
             write_model(model, checkpoint.kind, folder)
             code = usage(checkpoint, args.push_to_hub or args.out.name)
-            config = None if checkpoint.kind == "tokenizer" else model.config
             model_card(checkpoint, config, code).save(folder / "README.md")
         with _step(progress, "loading back"):
             # Once is enough for the weights to be in memory.

@@ -67,6 +67,13 @@ def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
     return bool(checkpoint.projection_head or re.search(r"mage[-_]?c(?![a-z])", checkpoint.path.stem.lower()))
 
 
+def title(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
+    """What a checkpoint is, in a line; a tokenizer has no `config`."""
+    size = published_size(config) if config else None
+    family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
+    return _TITLES[checkpoint.kind].format(family=family, size=size or "of another size")
+
+
 def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage: str) -> ModelCard:
     """
     The card of the folder that `checkpoint` becomes.
@@ -84,11 +91,8 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
         datasets=["ILSVRC/imagenet-1k"] if size else None,
         tags=["mage", "masked-image-modeling", "vqgan"],
     )
-    title = _TITLES[checkpoint.kind].format(
-        family="MAGE-C" if is_contrastive(checkpoint) else "MAGE", size=size or "of another size"
-    )
     sections = [
-        f"# {title}",
+        f"# {title(checkpoint, config)}",
         _description(checkpoint, config),
         f"## Use\n\n```python\n{usage}\n```",
         _figures(checkpoint, size),
