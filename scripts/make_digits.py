@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from transformers_mage import MagePipeline
+from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.training import digits
 from transformers_mage.training.cards import markdown_table, percent, replace_block
 from transformers_mage.visualization import draw_steps
@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "model_cards" / "mage-digits"
 SHOTS = (1, 5, 10, 25, None)
 SEEDS = range(3)
+# The paper's 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
+TEMPERATURE = 4.5
 
 
 def main():
@@ -51,7 +53,9 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     run_script("train_vqgan.py", "vqgan_digits.yaml", *common, str(output_dir / "vqgan"))
     tokenizer = ["--tokenizer_name_or_path", str(output_dir / "vqgan")]
     run_script("train_mage.py", "mage_digits.yaml", *tokenizer, *common, str(output_dir / "mage"))
-    MagePipeline.from_pretrained(output_dir / "mage").save_pretrained(model_dir)
+    pipe = MagePipeline.from_pretrained(output_dir / "mage")
+    pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, temperature=TEMPERATURE)
+    pipe.save_pretrained(model_dir)
 
 
 def run_script(script: str, config: str, *flags: str):
