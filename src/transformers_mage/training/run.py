@@ -88,10 +88,10 @@ class TrainingRun:
         if accelerator.state.deepspeed_plugin is not None:
             configuration = accelerator.state.deepspeed_plugin.deepspeed_config
             configuration["train_micro_batch_size_per_gpu"] = arguments.train_batch_size
-        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(model, arguments, self.batch_size))
-        self.scheduler = create_scheduler(
-            self.optimizer.optimizer, arguments, self.source.num_samples, self.batch_size
-        )
+            configuration["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
+        optimizer = create_optimizer(model, arguments, self.batch_size)
+        self.scheduler = create_scheduler(optimizer, arguments, self.source.num_samples, self.batch_size)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.progress, self.scheduler)
         if arguments.use_ema:
             warmup = {"use_ema_warmup": True, "foreach": True}
@@ -173,7 +173,8 @@ class TrainingRun:
         accelerator = self.accelerator
         accelerator.backward(loss)
         if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
-            metrics["grad_norm"] = accelerator.clip_grad_norm_(self.trained_parameters(), self.arguments.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(self.trained_parameters(), self.arguments.max_grad_norm)
+            metrics |= {} if norm is None else {"grad_norm": norm}
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averages.add(metrics)
