@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test lint demo digits clean
+.PHONY: test lint demo digits ablation clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -17,6 +17,10 @@ demo: $(INSTALLED)
 
 digits: $(INSTALLED)
 	$(BIN)/python scripts/make_digits.py
+
+# Twelve small models: about an hour on two slow cores.
+ablation: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/ablate_digits.py --tokenizer_name_or_path model_cards/mage-digits
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
