@@ -239,6 +239,65 @@ def test_classifier_of_the_class_token(small_config, pixel_values):
     assert torch.allclose(model(pixel_values).logits, model.classifier(features))
 
 
+def classifier_of(config: MageConfig, num_labels: int, **values) -> MageForImageClassification:
+    return MageForImageClassification(MageConfig(**{**config.to_dict(), "num_labels": num_labels, **values}))
+
+
+def test_soft_labels_of_one_class_are_that_class(small_config, pixel_values):
+    model = classifier_of(small_config, 3, problem_type="single_label_classification").eval()
+    labels = torch.tensor([0, 2])
+    one_hot = torch.nn.functional.one_hot(labels, 3).float()
+
+    assert torch.allclose(model(pixel_values, labels=one_hot).loss, model(pixel_values, labels=labels).loss)
+
+
+def test_labels_are_smoothed_while_training_alone(small_config, pixel_values):
+    model = classifier_of(without_dropout(small_config), 4, classifier_label_smoothing=0.2)
+    labels = torch.tensor([0, 3])
+    training, evaluation = model.train()(pixel_values, labels=labels), model.eval()(pixel_values, labels=labels)
+
+    smoothed = torch.nn.functional.one_hot(labels, 4) * 0.8 + 0.05
+    expected = -(smoothed * training.logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert torch.allclose(training.loss, expected)
+    assert torch.allclose(evaluation.loss, torch.nn.functional.cross_entropy(evaluation.logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "loss_function", "problem_type"),
+    [
+        (2, torch.tensor([[1.0, 1.0], [0.0, 1.0]]), "binary_cross_entropy_with_logits", "multi_label_classification"),
+        (1, torch.tensor([0.5, 2.0]), "mse_loss", "regression"),
+        (3, torch.tensor([2, -100]), "cross_entropy", None),
+    ],
+    ids=["several labels", "regression", "one that does not count"],
+)  # fmt: skip
+def test_problem_types_are_those_of_transformers(
+    small_config, pixel_values, num_labels, labels, loss_function, problem_type
+):
+    model = classifier_of(small_config, num_labels).eval()
+    outputs = model(pixel_values, labels=labels)
+
+    expected = getattr(torch.nn.functional, loss_function)(outputs.logits.squeeze(1), labels)
+    assert torch.allclose(outputs.loss, expected)
+    assert model.config.problem_type == problem_type
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_that_are_no_classes_are_refused(small_config, pixel_values, label):
+    with pytest.raises(ValueError, match=f"classes from 0 to 2, or -100, .* got {label}. .* `num_labels=N`"):
+        classifier_of(small_config, 3)(pixel_values, labels=torch.tensor([0, label]))
+
+
+def test_classifier_drops_paths_while_training_alone(small_config, pixel_values):
+    model = classifier_of(without_dropout(small_config), 3, drop_path_rate=0.9)
+    batch = pixel_values.repeat(8, 1, 1, 1)
+
+    trained, evaluated = model.train()(batch).logits, model.eval()(batch).logits
+
+    assert len(trained.unique(dim=0)) > 2
+    assert torch.allclose(evaluated[0::2], evaluated[:1].expand(8, -1), atol=1e-5)
+
+
 # Saving and loading
 
 

@@ -56,9 +56,11 @@ class MageConfig(PreTrainedConfig):
             Probability that a training image's class is replaced by the unconditional token, for guidance.
         classifier_pooling (`str`, *optional*, defaults to `"mean"`):
             What [`MageForImageClassification`] classifies: `"mean"`, the image tokens' mean before the final norm (the
-            paper's choice), or `"cls"`, the class token before it.
+            paper's choice), or `"cls"`, the class token after it.
         classifier_batch_norm (`bool`, *optional*, defaults to `False`):
             Whether a batch norm without affine parameters precedes the classifier's linear layer (linear probing).
+        classifier_label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the classifier's loss while training; 0.1 in the paper's fine-tuning.
         vq_config (`dict`, *optional*):
             Configuration of the tokenizer, a diffusers `VQModel`. Without it the model takes `input_ids` only.
 
@@ -104,6 +106,7 @@ class MageConfig(PreTrainedConfig):
     class_dropout_prob: float | int = 0.1
     classifier_pooling: str = "mean"
     classifier_batch_norm: bool = False
+    classifier_label_smoothing: float | int = 0.0
     vq_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
@@ -179,7 +182,7 @@ class MageConfig(PreTrainedConfig):
 
     def validate_probabilities(self):
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "class_dropout_prob")
-        for name in (*names, "label_smoothing"):
+        for name in (*names, "label_smoothing", "classifier_label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
 

@@ -280,6 +280,8 @@ class MagePreTrainedModel(PreTrainedModel):
     base_model_prefix = "mage"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    # Losses are means over the batch, so transformers' `Trainer` must average them over accumulated batches.
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _no_split_modules = ["MageEmbeddings", "MageLayer"]
     _supports_sdpa = True
@@ -673,6 +675,9 @@ class MageForImageClassification(MagePreTrainedModel):
     """
     A classifier over the encoder: of the mean feature before the final norm, or of the class token after it
     (appendix B). For linear probing a batch norm without affine parameters comes before the linear layer.
+
+    Its encoder can be loaded from the folder of any MAGE model:
+    `MageForImageClassification.from_pretrained(folder, num_labels=10)`.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^mage\.layernorm\."]
@@ -694,14 +699,20 @@ class MageForImageClassification(MagePreTrainedModel):
         self,
         pixel_values: torch.FloatTensor | None = None,
         input_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
         Args:
             pixel_values, input_ids, interpolate_pos_encoding: see [`MageModel.forward`].
-            labels (`torch.LongTensor` of shape `(batch_size,)`): classes, for a loss.
+            labels (`torch.LongTensor` of shape `(batch_size,)` or `torch.FloatTensor` of shape
+                `(batch_size, num_labels)`):
+                for a loss. Integers are classes, smoothed by `config.classifier_label_smoothing` while training, and
+                those equal to -100 do not count. What floats are depends on `config.problem_type`: shares of each
+                class (`"single_label_classification"`, as after mixup), classes that may hold together
+                (`"multi_label_classification"`, the default for floats) or targets (`"regression"`, the default for
+                one label).
 
         Returns:
             [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`.
@@ -712,10 +723,31 @@ class MageForImageClassification(MagePreTrainedModel):
         pools_mean = self.config.classifier_pooling == "mean"
         pooled = outputs.pooler_output if pools_mean else outputs.last_hidden_state[:, 0]
         logits = self.classifier(self.batch_norm(self.fc_norm(pooled)))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """transformers' loss for `config.problem_type`, and what it lacks: smoothed classes and shares of classes."""
+        are_ids = not labels.is_floating_point() and self.num_labels > 1
+        problem_type = self.config.problem_type or ("single_label_classification" if are_ids else None)
+        if problem_type != "single_label_classification":
+            return self.loss_function(labels, logits, self.config)
+        if are_ids:
+            self._check_class_ids(labels)
+        smoothing = self.config.classifier_label_smoothing if self.training and are_ids else 0.0
+        return F.cross_entropy(logits.float(), labels.to(logits.device), label_smoothing=smoothing)
+
+    def _check_class_ids(self, labels: torch.Tensor):
+        is_wrong = ((labels < 0) & (labels != -100)) | (labels >= self.num_labels)
+        if _is_on_host(labels) and is_wrong.any():
+            raise ValueError(
+                f"`labels` must be classes from 0 to {self.num_labels - 1}, or -100, which does not count, got "
+                f"{int(labels[is_wrong][0])}. Load the model with as many labels: `num_labels=N`."
+            )
 
 
 def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> torch.LongTensor:
