@@ -84,6 +84,7 @@ class TrainingArguments(DataArguments):
 
     learning_rate: float | None = argument(None, "Peak learning rate; overrides `base_learning_rate`.")
     base_learning_rate: float = argument(1.5e-4, "Peak learning rate for 256 images an update: it scales with them.")
+    min_learning_rate: float = argument(0.0, "Learning rate at the end.")
     warmup_epochs: float = argument(0.0, "Passes over the data in which the learning rate rises.")
     warmup_steps: int | None = argument(None, "Updates in which the learning rate rises; overrides `warmup_epochs`.")
     adam_beta1: float = argument(0.9, "First moment's decay of AdamW.")

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .arguments import TrainingArguments
 
@@ -21,23 +21,29 @@ def create_optimizer(model: nn.Module, arguments: TrainingArguments, batch_size:
     """
     AdamW, at the learning rate of a global batch of `batch_size` images: base x batch / 256 unless it is given.
     """
-    scaled = arguments.base_learning_rate * batch_size / 256
     return torch.optim.AdamW(
         parameter_groups(model, arguments.weight_decay),
-        lr=scaled if arguments.learning_rate is None else arguments.learning_rate,
+        lr=peak_learning_rate(arguments, batch_size),
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         fused=True,
     )
 
 
+def peak_learning_rate(arguments: TrainingArguments, batch_size: int) -> float:
+    if arguments.learning_rate is not None:
+        return arguments.learning_rate
+    return arguments.base_learning_rate * batch_size / 256
+
+
 def create_scheduler(
     optimizer: torch.optim.Optimizer, arguments: TrainingArguments, num_samples: int | None, batch_size: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then cosine to 0, by update."""
+    """Linear warm-up, then cosine to `min_learning_rate`, by update; all groups' rates in proportion."""
     total, warmup = num_updates(arguments, num_samples, batch_size), arguments.warmup_steps
     if warmup is None:
         warmup = updates_of_epochs(arguments, arguments.warmup_epochs, num_samples, batch_size)
-    return get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    least_share = arguments.min_learning_rate / optimizer.defaults["lr"]
+    return get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, total, min_lr_rate=least_share)
 
 
 def num_updates(arguments: TrainingArguments, num_samples: int | None, batch_size: int) -> int:
