@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_from_disk
 from PIL import Image as PilImage
+from transformers import ViTImageProcessorPil
+
+from transformers_mage import MageConfig, MageForMaskedImageModeling
 
 ROOT = Path(__file__).parents[2]
 VQ_FLAGS = ["--vq_config.in_channels", "1", "--vq_config.out_channels", "1", "--vq_config.num_vq_embeddings", "16"]
@@ -101,4 +104,44 @@ def tokenizer_folder(
     ]
     flags += ["--learning_rate", "0.01", "--checkpointing_steps", "0", "--crop_scale_min", "1"]
     train_vqgan([*VQ_FLAGS, *flags])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 and 8 noisy images, reddish or bluish, saved by `DatasetDict.save_to_disk`."""
+    random = np.random.default_rng(0)
+    labels = [0, 1] * 16
+    pixels = random.integers(0, 50, (32, 8, 8, 3), dtype=np.uint8)
+    pixels[0::2, ..., 0] += 200
+    pixels[1::2, ..., 2] += 200
+    features = Features({"image": Image(), "label": ClassLabel(names=["red", "blue"])})
+    columns = {"image": [PilImage.fromarray(image) for image in pixels], "label": labels}
+    dataset = Dataset.from_dict(columns, features=features)
+    folder = tmp_path_factory.mktemp("colours")
+    DatasetDict({"train": dataset.take(24), "test": dataset.skip(24)}).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mage_folder(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
+    """An untrained model of those images, of 4 x 4 tokens that tell them apart, as a folder."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    sizes = {"block_out_channels": [8, 8], "norm_num_groups": 4, "num_vq_embeddings": 16, "latent_channels": 4}
+    vq_config = {**blocks, **sizes, "layers_per_block": 1, "mid_block_add_attention": False}
+    model_sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    decoder_sizes = {f"decoder_{name}": size for name, size in model_sizes.items()}
+    model = MageForMaskedImageModeling(
+        MageConfig(codebook_size=16, image_size=8, patch_size=2, vq_config=vq_config, **model_sizes, **decoder_sizes)
+    ).eval()
+    images = load_from_disk(colours)["train"]["image"][:4]
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, do_normalize=False)
+    tokenizer = model.mage.vqvae
+    with torch.no_grad():
+        latents = tokenizer.encode(processor(images, return_tensors="pt")["pixel_values"]).latents
+        tokenizer.quantize.embedding.weight.copy_(latents.permute(0, 2, 3, 1).flatten(0, 2)[::4])
+    folder = tmp_path_factory.mktemp("mage")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

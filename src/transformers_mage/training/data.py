@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
-from .arguments import TrainingArguments
+from .arguments import DataArguments, TrainingArguments
 from .augmentation import BrokenImageError, ImageViews, center_view, open_image, size_of, to_array
 
 # Tensors by name: "images" (whole, uint8), "views" (uint8), or "input_ids"; "labels"; and "num_skipped" on the host.
@@ -46,11 +46,7 @@ def load_images(arguments: TrainingArguments, split: str, streaming: bool = Fals
     Raises:
         SystemExit: with a message, where there is no such dataset, split or column.
     """
-    name = arguments.dataset_name
-    try:
-        dataset = _load_any(name, arguments.dataset_config_name, split, streaming)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise SystemExit(f'The split "{split}" of {name} cannot be loaded: {error}') from error
+    dataset, name = load_split(arguments, split, streaming), arguments.dataset_name
     columns = dataset.column_names or []
     if arguments.image_column not in columns:
         raise SystemExit(f'{name} has no column "{arguments.image_column}" but {columns}: say `--image_column NAME`.')
@@ -59,6 +55,15 @@ def load_images(arguments: TrainingArguments, split: str, streaming: bool = Fals
     if arguments.max_train_samples:
         dataset = dataset.take(arguments.max_train_samples)
     return dataset
+
+
+def load_split(arguments: DataArguments, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """One split as [`load_images`] finds it, with all its columns."""
+    name = arguments.dataset_name
+    try:
+        return _load_any(name, arguments.dataset_config_name, split, streaming)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
+        raise SystemExit(f'The split "{split}" of {name} cannot be loaded: {error}') from error
 
 
 def _load_any(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:

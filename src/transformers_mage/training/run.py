@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
@@ -82,14 +82,14 @@ class TrainingRun:
         """Images in one update."""
         return self.samples_per_pass * self.accelerator.gradient_accumulation_steps
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Wraps the model for the topology, and makes its optimizer, schedule and moving average."""
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+        """Wraps the model for the topology, and makes its optimizer, unless given, schedule and moving average."""
         accelerator, arguments = self.accelerator, self.arguments
         if accelerator.state.deepspeed_plugin is not None:
             configuration = accelerator.state.deepspeed_plugin.deepspeed_config
             configuration["train_micro_batch_size_per_gpu"] = arguments.train_batch_size
             configuration["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
-        optimizer = create_optimizer(model, arguments, self.batch_size)
+        optimizer = optimizer or create_optimizer(model, arguments, self.batch_size)
         self.scheduler = create_scheduler(optimizer, arguments, self.source.num_samples, self.batch_size)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.progress, self.scheduler)
@@ -296,7 +296,8 @@ class TrainingRun:
     def finish(self) -> dict[str, torch.Tensor] | None:
         """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
         self.progress_bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if self.ema is not None:
             self.ema.copy_to(self.trained_parameters())
         state = self.accelerator.get_state_dict(self.model)
@@ -355,7 +356,10 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
 
 
 def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Ends a script with one line instead of a traceback where the data or the disk, and not the program, failed."""
+    """
+    Ends a script with one line instead of a traceback where the data or the disk, and not the program, failed; and
+    leaves the other processes in good order when it is done.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
@@ -365,5 +369,6 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
             raise SystemExit(f"The data cannot be read: {error}") from error
         except OSError as error:
             raise SystemExit(f"The system refused: {error}") from error
+        PartialState().destroy_process_group()
 
     return run

@@ -32,12 +32,20 @@ def create_source(
         num_views (`int`): views of each image.
     """
     dataset = load_images(arguments, arguments.train_split, arguments.streaming)
-    views = ImageViews(shape[1:], shape[0], num_views, **arguments.crops())
     if arguments.streaming:
+        views = ImageViews(shape[1:], shape[0], num_views, **arguments.crops())
         return _streamed(dataset, views, arguments, accelerator)
+    return source_of(dataset, arguments, accelerator, shape, num_views)
+
+
+def source_of(
+    dataset: datasets.Dataset, arguments: TrainingArguments, accelerator: Accelerator, shape: Shape, num_views: int = 1
+) -> IndexedSource:
+    """The same for a dataset that is there already, with encoded images."""
     if fits_in_memory(dataset, arguments.image_column, shape, arguments.in_memory_limit):
         data = in_memory_images(dataset, arguments, shape)
     else:
+        views = ImageViews(shape[1:], shape[0], num_views, **arguments.crops())
         data = EncodedImages(dataset, views, arguments.image_column, arguments.label_column, arguments.seed)
     return indexed_source(data, arguments, accelerator)
 

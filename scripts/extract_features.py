@@ -1,0 +1,130 @@
+"""
+Computes the features of all images of a dataset, once.
+
+    accelerate launch scripts/extract_features.py --model_name_or_path mage-vit-base --dataset_name imagenet-1k \
+        --splits train validation --output_dir features
+
+`datasets.load_dataset("features")` then has the columns "layer_12_mean", "label" and "index", the row in the dataset.
+Several layers and poolings come from the same pass. Started again after a kill, it goes on.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from transformers_mage.training.arguments import DataArguments, argument, parse_arguments
+from transformers_mage.training.classification import image_shape, load_encoder
+from transformers_mage.training.data import load_split
+from transformers_mage.training.features import (
+    FORMATS,
+    FeatureExtractor,
+    FeatureStore,
+    extract_features,
+    fingerprint,
+)
+from transformers_mage.training.labelled_images import (
+    Classes,
+    EvaluationImages,
+    LabelledImages,
+    encoded_images,
+    find_image_column,
+    find_label_column,
+)
+from transformers_mage.training.run import reports_errors
+
+
+@dataclass
+class ExtractionArguments(DataArguments):
+    model_name_or_path: str | None = argument(None, "A MAGE model's folder or Hub name.")
+    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "The splits to read."})
+    layers: list[int] = field(
+        default_factory=lambda: [-1],
+        metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
+    )
+    poolings: list[str] = field(
+        default_factory=lambda: ["mean"], metadata={"help": "Among mean, cls, and tokens, which is every token."}
+    )
+    image_size: int | None = argument(None, "Side of the images, if it is not the model's.")
+    max_samples: int | None = argument(None, "Read the first images only.")
+    batch_size: int = argument(64, "Images in one forward pass of one process.")
+    images_per_shard: int = argument(2000, "Images in one file.")
+    output_format: str = argument("parquet", "What the files are.", choices=list(FORMATS))
+    dtype: str = argument("float32", "How the features are stored.", choices=["float32", "float16", "bfloat16"])
+    mixed_precision: str | None = argument(
+        None, "The default is what `accelerate config` says.", choices=["no", "fp16", "bf16"]
+    )
+
+    def validate(self):
+        super().validate()
+        if not self.model_name_or_path:
+            raise ValueError("Say which model to use: `--model_name_or_path FOLDER_OR_NAME`.")
+        for name in ("batch_size", "images_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.dtype == "bfloat16" and self.output_format == "parquet":
+            raise ValueError("Parquet files have no bfloat16: say `--dtype float16` or `--output_format safetensors`.")
+
+
+@reports_errors
+def main(argv: list[str] | None = None):
+    arguments = parse_arguments(ExtractionArguments, __doc__, argv)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    model = load_encoder(arguments.model_name_or_path).to(accelerator.device)
+    try:
+        extractor = FeatureExtractor(model, arguments.layers, arguments.poolings)
+        shape = image_shape(model.config, arguments.image_size)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    made_of = {
+        "model": fingerprint(model),
+        "features": extractor.names,
+        "dtype": arguments.dtype,
+        "dataset_name": arguments.dataset_name,
+        "dataset_config_name": arguments.dataset_config_name,
+        "image_shape": shape,
+    }
+    for split in arguments.splits:
+        images, class_names = load_images(arguments, split, shape)
+        store = FeatureStore(
+            Path(arguments.output_dir),
+            split,
+            len(images),
+            made_of,
+            arguments.images_per_shard,
+            arguments.output_format,
+            class_names,
+        )
+        report = extract_features(
+            extractor,
+            images,
+            store,
+            accelerator,
+            arguments.batch_size,
+            arguments.dataloader_num_workers,
+            getattr(torch, arguments.dtype),
+        )
+        accelerator.print(
+            f"{split}: {report.num_images} images in {report.seconds:.1f} s, {report.images_per_second:.0f} a second; "
+            f"{report.num_broken} broken ones left out. The features are in {arguments.output_dir}."
+        )
+
+
+def load_images(
+    arguments: ExtractionArguments, split: str, shape: tuple[int, int, int]
+) -> tuple[EvaluationImages, list[str]]:
+    """A split's images, and the names of their classes where it has them."""
+    dataset = load_split(arguments, split)
+    if arguments.max_samples:
+        dataset = dataset.take(min(arguments.max_samples, len(dataset)))
+    image_column = find_image_column(dataset, arguments.image_column)
+    label_column = find_label_column(dataset, arguments.label_column)
+    if label_column is None:
+        return EvaluationImages(encoded_images(dataset, image_column), image_column, None, shape), []
+    labelled = LabelledImages.of(dataset, image_column, label_column, Classes.of(dataset, label_column))
+    return EvaluationImages.of(labelled, shape), labelled.classes.names
+
+
+if __name__ == "__main__":
+    main()

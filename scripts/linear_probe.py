@@ -1,0 +1,219 @@
+"""
+Trains linear probes on the frozen features of a MAGE model, and scores them.
+
+The paper's protocol: LARS, a head with batch norm, 90 epochs of augmented images:
+    accelerate launch scripts/linear_probe.py --config configs/linear_probe_vit_base.yaml \
+        --model_name_or_path mage-vit-base --dataset_name imagenet-1k --output_dir probe
+
+The fast one: features are computed once, then the optimum of logistic regression, its penalty chosen on held-out
+images, and weighted nearest neighbours; here of three layers, for 1, 10 and 25 images a class drawn with three seeds:
+    accelerate launch scripts/linear_probe.py --cached_features --model_name_or_path mage-vit-base \
+        --dataset_name food101,oxford-pets --layers 8 10 12 --shots_per_class 1 10 25 --num_seeds 3 --output_dir probe
+
+Results go to `results.json` and, as a table, to `results.md`; the best probe is saved as a classifier.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+
+from transformers_mage import MageModel
+from transformers_mage.training.arguments import argument, parse_arguments
+from transformers_mage.training.augmentation import RandomViews
+from transformers_mage.training.classification import (
+    ClassificationArguments,
+    evaluate,
+    evaluation_loader,
+    evaluation_processor,
+    image_shape,
+    load_encoder,
+    load_labelled_images,
+    pixels_of,
+    save_classifier,
+    score,
+)
+from transformers_mage.training.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
+from transformers_mage.training.labelled_images import EvaluationImages, LabelledImages
+from transformers_mage.training.lars import LARS
+from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.probing import (
+    FrozenFeatures,
+    ProbeHead,
+    ProbeHeads,
+    fit_best_probe,
+    nearest_neighbour_scores,
+    probe_as_classifier,
+)
+from transformers_mage.training.results import Result, best, save_results, table
+from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
+from transformers_mage.training.sources import source_of
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class ProbeArguments(ClassificationArguments):
+    layers: list[int] = field(
+        default_factory=lambda: [-1],
+        metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
+    )
+    poolings: list[str] = field(default_factory=lambda: ["mean"], metadata={"help": "Among mean and cls."})
+    cached_features: bool = argument(False, "Compute the features once, without augmentation.")
+    features_dir: str | None = argument(None, "Where they are kept; by default in the folder of the results.")
+    num_neighbours: int = argument(20, "Nearest neighbours that vote, with `--cached_features`.")
+    penalty: float | None = argument(
+        None, "Weight of the squared norm of the cached features' probe; by default it is chosen on held-out images."
+    )
+    base_learning_rate: float = argument(0.1, "Peak learning rate for 256 images an update: it scales with them.")
+    momentum: float = argument(0.9, "Momentum of LARS.")
+    trust_coefficient: float = argument(0.001, "Trust coefficient of LARS.")
+    weight_decay: float = argument(0.0, "Weight decay of LARS.")
+    max_grad_norm: float = argument(0.0, "Clip gradients to this norm; 0 does not clip.")
+    num_train_epochs: float = argument(90, "Passes over the data.")
+    warmup_epochs: float = argument(10, "Passes over the data in which the learning rate rises.")
+    validation_epochs: float = argument(10, "Passes over the data between evaluations.")
+
+    def runs(self) -> list["ProbeArguments"]:
+        runs = super().runs()
+        for run in runs:
+            folder = Path(self.features_dir or Path(self.output_dir, "features"))
+            run.features_dir = str(folder / Path(run.dataset_name).name)
+        return runs
+
+    def validate(self):
+        super().validate()
+        wrong = set(self.poolings) - {"mean", "cls"}
+        if wrong:
+            raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
+
+
+@reports_errors
+def main(argv: list[str] | None = None):
+    arguments = parse_arguments(ProbeArguments, __doc__, argv)
+    accelerator = create_accelerator(arguments)
+    encoder = load_encoder(arguments.model_name_or_path).to(accelerator.device)
+    try:
+        extractor = FeatureExtractor(encoder, arguments.layers, arguments.poolings)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    protocol = probe_cached_features if arguments.cached_features else train_probes
+    results = []
+    for run_arguments in arguments.runs():
+        train, validation = load_labelled_images(run_arguments)
+        results += protocol(run_arguments, train, validation, extractor)
+    if accelerator.is_main_process:
+        save_results(results, arguments.output_dir)
+        print(table(results))
+
+
+def train_probes(
+    arguments: ProbeArguments, train: LabelledImages, validation: LabelledImages, extractor: FeatureExtractor
+) -> list[Result]:
+    """The paper's protocol (appendix B), for all features at once."""
+    accelerator, config = create_accelerator(arguments), extractor.model.config
+    shape = image_shape(config)
+    train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
+    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    heads = ProbeHeads(extractor.names, config.hidden_size, len(train.classes))
+    learning_rate = peak_learning_rate(arguments, run.batch_size)
+    optimizer = LARS(
+        heads.parameters(), learning_rate, arguments.momentum, arguments.weight_decay, arguments.trust_coefficient
+    )
+    heads = run.prepare(heads, optimizer)
+    loader = evaluation_loader(validation, shape, arguments, accelerator)
+    scores = {}
+
+    def validate():
+        with run.evaluation_weights() as trained:
+            scores.update(evaluate(lambda pixels: trained(extractor(pixels)), loader, accelerator))
+        run.log({f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()})
+
+    every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
+    run.call_every(every or run.total_steps, validate)
+    views = RandomViews(shape[1:], **arguments.crops())
+    set_seed(arguments.seed, device_specific=True)
+    run.start()
+    for batch in run.batches():
+        with accelerator.accumulate(heads):
+            with accelerator.autocast():
+                features = extractor(pixels_of(batch, views))
+            losses = {
+                f"loss/{name}": F.cross_entropy(logits.float(), batch["labels"])
+                for name, logits in heads(features).items()
+            }
+            total = torch.stack(list(losses.values())).sum()
+            run.update(total, {"loss": total / len(losses), **losses})
+
+    if not scores:
+        validate()
+    results = [Result.of(arguments, f"linear probe, {name}", len(train), scores[name]) for name in extractor.names]
+    run.finish()
+    if accelerator.is_main_process:
+        chosen = extractor.names[results.index(best(results))]
+        save_probe(extractor.model, chosen, accelerator.unwrap_model(heads).heads[chosen], validation, arguments)
+    return results
+
+
+def probe_cached_features(
+    arguments: ProbeArguments, train: LabelledImages, validation: LabelledImages, extractor: FeatureExtractor
+) -> list[Result]:
+    """The optimum on features that are computed once, and nearest neighbours."""
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    known = cached_features(extractor, train, arguments, arguments.train_split, accelerator)
+    unknown = cached_features(extractor, validation, arguments, arguments.validation_split, accelerator)
+    if not accelerator.is_main_process:
+        return []
+    known = known.rows(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
+    results, probes, num_labels = [], {}, len(train.classes)
+    for name, features in known.features.items():
+        probes[name] = fit_best_probe(features, known.labels, num_labels, arguments.penalty, arguments.seed)
+        neighbours = nearest_neighbour_scores(
+            features, known.labels, unknown.features[name], num_labels, arguments.num_neighbours
+        )
+        for method, logits in (("linear probe", probes[name](unknown.features[name])), ("k-NN", neighbours)):
+            results.append(Result.of(arguments, f"{method}, {name}", len(known), score(logits, unknown.labels)))
+    chosen = best([result for result in results if result.classifier.startswith("linear probe")])
+    feature = chosen.classifier.removeprefix("linear probe, ")
+    save_probe(extractor.model, feature, probes[feature].as_head(), validation, arguments)
+    return results
+
+
+def cached_features(
+    extractor: FeatureExtractor,
+    images: LabelledImages,
+    arguments: ProbeArguments,
+    split: str,
+    accelerator: Accelerator,
+) -> FrozenFeatures:
+    """The features of a split, computed where they are not there yet."""
+    config = extractor.model.config
+    made_of = {"model": fingerprint(extractor.model), "features": extractor.names}
+    made_of |= {"dataset_name": arguments.dataset_name, "dataset_config_name": arguments.dataset_config_name}
+    store = FeatureStore(Path(arguments.features_dir), split, len(images), made_of, file_format="safetensors")
+    extract_features(
+        extractor,
+        EvaluationImages.of(images, image_shape(config)),
+        store,
+        accelerator,
+        arguments.eval_batch_size,
+        arguments.dataloader_num_workers,
+    )
+    return FrozenFeatures.of(store, accelerator.device)
+
+
+def save_probe(encoder: MageModel, feature: str, probe: ProbeHead, images: LabelledImages, arguments: ProbeArguments):
+    """Writes the encoder up to the feature's layer, and a probe of it, as a classifier."""
+    if feature.startswith("layer_0_"):
+        logger.warning(f"A classifier has at least one layer, so the probe of {feature} is not saved.")
+        return
+    model = probe_as_classifier(encoder, feature, probe, images.classes.names)
+    save_classifier(model, evaluation_processor(images, model.config), arguments)
+
+
+if __name__ == "__main__":
+    main()
