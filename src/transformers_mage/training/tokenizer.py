@@ -89,7 +89,11 @@ class VQModelForTraining(nn.Module):
     @torch.no_grad()
     def revive_dead_codes(self, latents: torch.Tensor, threshold: float) -> int:
         """
-        Moves codes whose share of the tokens is below `threshold` times the even share to latents drawn at random.
+        Moves codes that are hardly used, or that only repeat another, to latents that no code is near.
+
+        A code is dead if its share of the tokens is below `threshold` times the even share, or if a code that is used
+        more lies closer to it than latents lie to their codes on average. Otherwise codes crowd where most latents
+        are, say on a plain background, and which of them a patch gets is chance, which a model then has to predict.
 
         Args:
             latents (`torch.Tensor` of shape `(num_tokens, dim)`): the same on all processes.
@@ -97,12 +101,30 @@ class VQModelForTraining(nn.Module):
         Returns:
             `int`: how many there were.
         """
+        codebook = self.vqvae.quantize.embedding.weight
         even_share = self.usage.sum() / len(self.usage)
-        dead = (self.usage <= threshold * even_share).nonzero().squeeze(1)
-        chosen = torch.randint(len(latents), (len(dead),), device=latents.device)
-        self.vqvae.quantize.embedding.weight[dead] = latents[chosen].to(self.vqvae.dtype)
+        distances = torch.cdist(latents.float(), codebook.float()).square()
+        is_dead = self.usage <= threshold * even_share
+        is_dead |= self._repeats(distances.min(dim=1).values.mean())
+        dead = is_dead.nonzero().squeeze(1)
+        if len(dead) == len(codebook):
+            distances = torch.ones_like(distances[:, 0])
+        else:
+            distances = distances[:, ~is_dead].min(dim=1).values
+        for code in dead.tolist():
+            # As k-means++ chooses its seeds: the likelier, the farther from every code that there is.
+            chosen = latents[torch.multinomial(distances.clamp(min=1e-12), 1)]
+            codebook[code] = chosen[0].to(codebook.dtype)
+            distances = torch.minimum(distances, (latents - chosen).float().square().sum(dim=1))
         self.usage[dead] = even_share
         return len(dead)
+
+    def _repeats(self, squared_error: torch.Tensor) -> torch.BoolTensor:
+        """(codebook_size,): whether a code that is used more lies closer than `squared_error`."""
+        codebook = self.vqvae.quantize.embedding.weight.float()
+        is_near = torch.cdist(codebook, codebook).square() < squared_error
+        rank = self.usage.argsort(descending=True, stable=True).argsort()
+        return (is_near & (rank[None, :] < rank[:, None])).any(dim=1)
 
 
 def code_counts(token_ids: torch.Tensor, codebook_size: int) -> torch.Tensor:
