@@ -1,4 +1,5 @@
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -127,6 +128,13 @@ def test_one_generator_an_image_makes_noise_independent_of_the_batch():
     batch = rand_tensor((3, 5), [seeded(0), seeded(1), seeded(2)])
 
     assert torch.equal(batch[1:2], rand_tensor((1, 5), seeded(1)))
+
+
+def test_accelerators_generator_is_refused_for_tokens_on_the_cpu():
+    on_accelerator = Mock(spec=torch.Generator, device=torch.device("cuda:0"))
+
+    with pytest.raises(ValueError, match=r"lives on cuda:0, the tokens on cpu. Make it on cpu"):
+        rand_tensor((1, 4), on_accelerator, "cpu")
 
 
 def test_saved_and_loaded_scheduler_is_the_same(tmp_path):
