@@ -4,6 +4,7 @@ import importlib.util
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,11 +28,17 @@ MODEL_FLAGS += ["--model.decoder_num_hidden_layers", "1", "--model.decoder_num_a
 MODEL_FLAGS += ["--train_batch_size", "8", "--report_to", "none"]
 
 
-def load_script(name: str) -> Callable[[list[str]], None]:
-    """`main` of scripts/NAME.py, made to start afresh each time."""
+def load_module(name: str) -> ModuleType:
+    """scripts/NAME.py."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def load_script(name: str) -> Callable[[list[str]], None]:
+    """`main` of scripts/NAME.py, made to start afresh each time."""
+    module = load_module(name)
 
     def run(argv: list[str]):
         AcceleratorState._reset_state(reset_partial_state=True)

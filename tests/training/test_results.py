@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 from transformers_mage.training.results import Result, best, save_results, table
@@ -11,11 +12,17 @@ def test_table_has_means_and_deviations_over_seeds():
     results = [result(0.5, 0), result(0.7, 1), result(0.8, subset="all labels"), result(0.25, classifier="probe")]
 
     assert table(results).splitlines() == [
-        "| Top-1 accuracy (%) | Dataset | 10 shots | all labels |",
-        "| --- | --- | --- | --- |",
-        "| k-NN | birds | 60.0 ± 14.1 | 80.0 |",
-        "| probe | birds | 25.0 |  |",
+        "| top-1 accuracy, % | 10 shots | all labels |",
+        "| --- | --- | --- |",
+        "| k-NN | 60.0 ± 14.1 | 80.0 |",
+        "| probe | 25.0 |  |",
     ]
+
+
+def test_table_of_several_datasets_names_them():
+    results = [result(0.5), dataclasses.replace(result(0.7), dataset="data/cars")]
+
+    assert table(results).splitlines()[2:] == ["| birds | k-NN | 50.0 |", "| cars | k-NN | 70.0 |"]
 
 
 def test_the_best_is_the_most_accurate_and_then_the_surest():

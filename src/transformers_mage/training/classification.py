@@ -40,7 +40,8 @@ class ClassificationArguments(TrainingArguments):
     max_eval_samples: int | None = argument(None, "Evaluate on the first images only.")
     eval_batch_size: int = argument(64, "Images in one forward pass of one evaluating process.")
     shots_per_class: list[int] = field(
-        default_factory=list, metadata={"help": "Train on this many images of each class; one run for each number."}
+        default_factory=list,
+        metadata={"help": "Train on this many images of each class, 0 for all; one run for each number."},
     )
     label_fraction: float | None = argument(None, "Train on this share of each class's images, 0.01 for 1 %.")
     num_seeds: int = argument(1, "Runs with `seed`, `seed` + 1 and so on, which draw other subsets.")
@@ -61,8 +62,8 @@ class ClassificationArguments(TrainingArguments):
 
     @property
     def shots(self) -> int | None:
-        """The only number of shots of a run."""
-        return self.shots_per_class[0] if self.shots_per_class else None
+        """The only number of shots of a run; None takes all images."""
+        return (self.shots_per_class[0] or None) if self.shots_per_class else None
 
     @property
     def subset_name(self) -> str:

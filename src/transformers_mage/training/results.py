@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from .cards import markdown_table
 from .classification import ClassificationArguments
 
 
@@ -57,16 +58,19 @@ def save_results(results: Sequence[Result], folder: str | Path):
 
 
 def table(results: Sequence[Result]) -> str:
-    """Top-1 accuracies in percent as Markdown, a column a subset; with several seeds, mean and standard deviation."""
+    """Top-1 accuracies as Markdown, a column a subset; with several seeds, mean and standard deviation."""
     subsets = list(dict.fromkeys(result.subset for result in results))
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
         row = cells.setdefault((result.dataset, result.classifier), {})
         row.setdefault(result.subset, []).append(100 * result.accuracy)
-    lines = [["Top-1 accuracy (%)", "Dataset", *subsets], ["---"] * (2 + len(subsets))]
+    has_several = len({dataset for dataset, _ in cells}) > 1
+    rows = []
     for (dataset, classifier), row in cells.items():
-        lines.append([classifier, Path(dataset).name, *(_figure(row.get(subset, [])) for subset in subsets)])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        names = [Path(dataset).name, classifier] if has_several else [classifier]
+        rows.append([*names, *(_figure(row.get(subset, [])) for subset in subsets)])
+    header = ["dataset", "top-1 accuracy, %"] if has_several else ["top-1 accuracy, %"]
+    return markdown_table([*header, *subsets], rows) + "\n"
 
 
 def _figure(values: Sequence[float]) -> str:

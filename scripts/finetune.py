@@ -1,0 +1,182 @@
+"""
+Fine-tunes a MAGE model into a classifier, with the recipe of the paper (section 4.4), and scores it.
+
+    accelerate launch scripts/finetune.py --config configs/finetune_vit_base.yaml \
+        --model_name_or_path mage-vit-base --dataset_name imagenet-1k --output_dir classifier
+
+On 25 images a class of two transfer sets, with three draws of each:
+    accelerate launch scripts/finetune.py --config configs/finetune_vit_base.yaml --model_name_or_path mage-vit-base \
+        --dataset_name food101,oxford-pets --shots_per_class 25 --num_seeds 3 --output_dir transfer
+
+The last model goes to the output folder, the one that was best on the validation split to `best` in it, scores to
+`results.json` and, as a table, to `results.md`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+
+from transformers_mage import MageForImageClassification
+from transformers_mage.training.arguments import argument, parse_arguments
+from transformers_mage.training.augmentation import RandomViews
+from transformers_mage.training.classification import (
+    ClassificationArguments,
+    evaluate,
+    evaluation_loader,
+    evaluation_processor,
+    image_shape,
+    load_classifier,
+    load_labelled_images,
+    pixels_of,
+)
+from transformers_mage.training.finetuning import BestClassifier, ClassifierInputs, write_classifier
+from transformers_mage.training.layer_decay import layer_decay_groups
+from transformers_mage.training.mixing import Mixup
+from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.rand_augment import RandAugment
+from transformers_mage.training.results import Result, save_results, table
+from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
+from transformers_mage.training.sources import source_of
+
+
+@dataclass
+class FinetuneArguments(ClassificationArguments):
+    classifier_pooling: str = argument("mean", "What is classified.", choices=["mean", "cls"])
+    do_normalize: bool = argument(False, "Take ImageNet's mean and deviation off the pixels, as the paper does.")
+    drop_path_rate: float = argument(0.1, "Stochastic depth of the last layer; less before it.")
+    layer_decay: float = argument(0.65, "Learning rate of a layer, in shares of the next one's.")
+    rand_augment_magnitude: float = argument(9.0, "Mean magnitude of RandAugment, up to 10; 0 switches it off.")
+    rand_augment_std: float = argument(0.5, "Standard deviation of the magnitude.")
+    mixup_alpha: float = argument(0.8, "Parameter of mixup; 0 switches it off.")
+    cutmix_alpha: float = argument(1.0, "Parameter of CutMix; 0 switches it off.")
+    mixup_switch_prob: float = argument(0.5, "Probability of CutMix, where both are on.")
+    label_smoothing: float = argument(0.1, "Share of a label that is spread over all classes.")
+    base_learning_rate: float = argument(2.5e-4, "Peak learning rate for 256 images an update: it scales with them.")
+    min_learning_rate: float = argument(1e-6, "Learning rate of the head at the end.")
+    adam_beta2: float = argument(0.999, "Second moment's decay of AdamW.")
+    max_grad_norm: float = argument(0.0, "Clip gradients to this norm; 0 does not clip.")
+    num_train_epochs: float = argument(100, "Passes over the data.")
+    warmup_epochs: float = argument(5, "Passes over the data in which the learning rate rises.")
+    validation_epochs: float = argument(1, "Passes over the data between evaluations.")
+    gradient_checkpointing: bool = argument(False, "Save memory by computing activations twice.")
+
+    def validate(self):
+        super().validate()
+        for name in ("drop_path_rate", "mixup_switch_prob", "label_smoothing", "layer_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`--{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        for name in ("mixup_alpha", "cutmix_alpha", "rand_augment_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
+        if not 0 <= self.rand_augment_magnitude <= 10:
+            raise ValueError(
+                f"`--rand_augment_magnitude` must lie between 0 and 10, got {self.rand_augment_magnitude}."
+            )
+
+
+@reports_errors
+def main(argv: list[str] | None = None):
+    arguments = parse_arguments(FinetuneArguments, __doc__, argv)
+    accelerator = create_accelerator(arguments)
+    results = [finetune(run_arguments) for run_arguments in arguments.runs()]
+    if accelerator.is_main_process:
+        save_results(results, arguments.output_dir)
+        print(table(results))
+
+
+def finetune(arguments: FinetuneArguments) -> Result:
+    accelerator = create_accelerator(arguments)
+    train, validation = load_labelled_images(arguments)
+    train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
+    model = create_classifier(arguments, train.classes.names)
+    config, tokenizer = model.config, model.mage.vqvae.to(accelerator.device)
+    # It is not trained, so it belongs neither into checkpoints nor into what is distributed.
+    model.mage.vqvae = None
+    shape = image_shape(config)
+    inputs = create_inputs(arguments, tokenizer, config.num_labels, shape[0])
+    processor = evaluation_processor(validation, config, arguments.do_normalize)
+
+    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    model = run.prepare(model, create_optimizer(model, arguments, run.batch_size))
+    loader = evaluation_loader(validation, shape, arguments, accelerator)
+    best = BestClassifier(Path(arguments.output_dir, "best"), config, tokenizer, processor)
+    accelerator.register_for_checkpointing(best)
+
+    def validate() -> dict[str, float]:
+        with run.evaluation_weights() as trained:
+            predict = lambda pixels: {"": trained(input_ids=inputs.evaluation(pixels)).logits}  # noqa: E731
+            scores = evaluate(predict, loader, accelerator)[""]
+            best.offer(model, scores, accelerator)
+        run.log({f"validation/{name}": value for name, value in scores.items()})
+        return scores
+
+    every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
+    run.call_every(every, validate)
+    views = RandomViews(shape[1:], **arguments.crops())
+    set_seed(arguments.seed, device_specific=True)
+    run.start()
+    for batch in run.batches():
+        with accelerator.accumulate(model):
+            random = np.random.default_rng(run.generator().initial_seed())
+            loss = model(**inputs.training(pixels_of(batch, views), batch["labels"], random)).loss
+            run.update(loss, {"loss": loss})
+
+    scores = validate()
+    state = run.finish()
+    if accelerator.is_main_process:
+        hub = {"push_to_hub": arguments.push_to_hub}
+        hub |= {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
+        write_classifier(state, config, tokenizer, processor, arguments.output_dir, **hub)
+    return Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
+
+
+def create_classifier(arguments: FinetuneArguments, class_names: list[str]) -> MageForImageClassification:
+    """The model to train, on the encoder of the folder."""
+    model = load_classifier(
+        arguments.model_name_or_path,
+        class_names,
+        classifier_pooling=arguments.classifier_pooling,
+        classifier_batch_norm=False,
+        drop_path_rate=arguments.drop_path_rate,
+        problem_type="single_label_classification",
+    )
+    if model.mage.embeddings.class_embeddings is not None:
+        # Of class-conditional generation; a classifier is not told the class.
+        model.mage.embeddings.class_embeddings.requires_grad_(False)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def create_inputs(arguments: FinetuneArguments, tokenizer, num_labels: int, channels: int) -> ClassifierInputs:
+    """What happens to the images."""
+    if arguments.do_normalize and channels != 3:
+        raise SystemExit(f"`--do_normalize` takes ImageNet's colours off, but the images have {channels} channels.")
+    magnitude = arguments.rand_augment_magnitude
+    rand_augment = RandAugment(magnitude, arguments.rand_augment_std) if magnitude else None
+    mixup = Mixup(
+        num_labels,
+        arguments.mixup_alpha,
+        arguments.cutmix_alpha,
+        arguments.label_smoothing,
+        arguments.mixup_switch_prob,
+    )
+    return ClassifierInputs(tokenizer, rand_augment, mixup, arguments.do_normalize)
+
+
+def create_optimizer(
+    model: MageForImageClassification, arguments: FinetuneArguments, batch_size: int
+) -> torch.optim.AdamW:
+    """AdamW with layer-wise learning rates."""
+    learning_rate = peak_learning_rate(arguments, batch_size)
+    groups = layer_decay_groups(
+        model, model.config.num_hidden_layers, learning_rate, arguments.layer_decay, arguments.weight_decay
+    )
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(arguments.adam_beta1, arguments.adam_beta2), fused=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The published recipes of probing and fine-tuning are those of the paper."""
+
+from pathlib import Path
+
+import pytest
+
+from transformers_mage.training.arguments import parse_arguments
+
+from .conftest import ROOT, load_module
+
+RECIPES = sorted(
+    path for name in ("linear_probe", "finetune") for path in Path(ROOT, "configs").glob(f"{name}_*.yaml")
+)
+
+
+def read(name: str):
+    is_probe = name.startswith("linear_probe")
+    arguments_class = (
+        load_module("linear_probe").ProbeArguments if is_probe else load_module("finetune").FinetuneArguments
+    )
+    words = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--dataset_name", "x", "--model_name_or_path", "x"]
+    return parse_arguments(arguments_class, "", words)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_can_be_read(recipe: Path):
+    assert read(recipe.stem).output_dir.startswith("outputs/")
+
+
+@pytest.mark.parametrize(("size", "base"), [("base", 0.1), ("large", 0.05)])
+def test_linear_probe(size: str, base: float):
+    recipe = read(f"linear_probe_vit_{size}")
+
+    assert (recipe.total_batch_size, recipe.num_train_epochs, recipe.warmup_epochs) == (4096, 90, 10)
+    assert (recipe.base_learning_rate, recipe.momentum, recipe.trust_coefficient) == (base, 0.9, 0.001)
+    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.min_learning_rate) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "layer_decay", "drop_path"), [("base", 100, 0.65, 0.1), ("large", 50, 0.75, 0.2)]
+)
+def test_finetuning(size: str, epochs: int, layer_decay: float, drop_path: float):
+    recipe = read(f"finetune_vit_{size}")
+
+    assert (recipe.total_batch_size, recipe.num_train_epochs, recipe.warmup_epochs) == (1024, epochs, 5)
+    assert (recipe.base_learning_rate, recipe.min_learning_rate) == (2.5e-4, 1e-6)
+    assert (recipe.layer_decay, recipe.drop_path_rate, recipe.weight_decay) == (layer_decay, drop_path, 0.05)
+    assert (recipe.adam_beta1, recipe.adam_beta2, recipe.max_grad_norm) == (0.9, 0.999, 0)
+    assert (recipe.mixup_alpha, recipe.cutmix_alpha, recipe.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (recipe.rand_augment_magnitude, recipe.rand_augment_std, recipe.do_normalize) == (9, 0.5, True)
+    assert (recipe.crop_scale_min, recipe.horizontal_flip) == (0.2, True)
