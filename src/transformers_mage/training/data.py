@@ -160,7 +160,7 @@ class EncodedImages(torch.utils.data.Dataset):
         self.dataset = dataset
         self.views = views
         self.image_column = image_column
-        self.label_column = label_column if label_column in dataset.column_names else None
+        self.label_column = class_column(dataset, label_column)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -349,6 +349,13 @@ def validation_images(
 
 def read_labels(dataset: Dataset, label_column: str | None) -> torch.Tensor | None:
     """(num_images,) classes, where the dataset has them."""
-    if label_column not in dataset.column_names:
+    column = class_column(dataset, label_column)
+    return torch.tensor(dataset[column][:]) if column else None
+
+
+def class_column(dataset: Dataset | IterableDataset, name: str | None) -> str | None:
+    """The column with the labels, if there is one and it holds numbers."""
+    if name not in (dataset.column_names or []):
         return None
-    return torch.tensor(dataset[label_column][:])
+    feature = (dataset.features or {}).get(name)
+    return name if feature is None or str(getattr(feature, "dtype", "")).startswith(("int", "uint")) else None

@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -31,6 +32,7 @@ logger = get_logger(__name__)
 EXIT_INTERRUPTED = 75
 # Flags that may differ between a checkpoint and its continuation without a word.
 UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
+UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
 # Asking all processes and the device whether something is wrong costs an accelerator a pause.
 UPDATES_BETWEEN_QUESTIONS = 10
 
@@ -139,8 +141,11 @@ class TrainingRun:
         if checkpoint is None:
             logger.warning(f"There is no checkpoint in {self.arguments.output_dir}: starting from the beginning.")
             return
-        for name, (then, now) in changed_settings(checkpoint, self._settings()).items():
+        changed = changed_settings(checkpoint, self._settings())
+        for name, (then, now) in changed.items():
             logger.warning(f"Resuming with another {name} than before: {then} became {now}.")
+        if "num_processes" in changed:
+            logger.warning("The processes share out anew what the epoch has left; dropout and crops will differ.")
         self.accelerator.load_state(str(checkpoint))
         self.accelerator.step = 0
         states = load_states(checkpoint)
@@ -157,11 +162,20 @@ class TrainingRun:
         device = self.accelerator.device
         loader = self.source.batches(self.progress.samples_seen)
         while self.progress.step < self.total_steps:
-            batch = next(loader)
+            batch = self._next(loader)
             self.skipped_here += batch.pop("num_skipped", 0)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             self.recent.append((self.progress.step, batch))
             yield batch
+
+    def _next(self, loader: Iterator[Batch]) -> Batch:
+        try:
+            return next(loader)
+        except DataError:
+            # Saving takes all processes, and the others may be able to read on.
+            if self.accelerator.num_processes == 1:
+                self.save()
+            raise
 
     def generator(self) -> torch.Generator:
         """Randomness of this pass of this process, whatever came before."""
@@ -367,7 +381,7 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
             main(argv)
         except DataError as error:
             raise SystemExit(f"The data cannot be read: {error}") from error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise SystemExit(f"The system refused: {error}") from error
         PartialState().destroy_process_group()
 

@@ -20,7 +20,7 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader, get_worker_info
 
 from .augmentation import BrokenImageError, ImageViews
-from .data import Batch, DataError, loader_options, stack_views
+from .data import Batch, DataError, class_column, loader_options, stack_views
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class StreamedSource:
         self.dataset = dataset
         self.views = views
         self.image_column = image_column
-        self.label_column = label_column if label_column in (dataset.column_names or []) else None
+        self.label_column = class_column(dataset, label_column)
         self.batch_size = batch_size
         self.seed = seed
         self.window_size = window_size
@@ -260,7 +260,7 @@ class StreamedSource:
         while len(views) < self.batch_size:
             identity, example = next(examples)
             try:
-                views.append(self.views(example[self.image_column], identity))
+                views.append(self._views_of(example, identity))
                 labels.append(example[self.label_column] if self.label_column else -1)
             except BrokenImageError:
                 num_skipped += 1
@@ -268,6 +268,11 @@ class StreamedSource:
                     raise DataError(f"{num_skipped} images in a row cannot be decoded.") from None
         batch = {"views": stack_views(views), "num_skipped": num_skipped}
         return batch | {"labels": torch.tensor(labels)} if self.label_column else batch
+
+    def _views_of(self, example: dict[str, Any], identity: tuple[int, ...]) -> torch.Tensor:
+        if self.label_column and example[self.label_column] is None:
+            raise BrokenImageError("it has no label")
+        return self.views(example[self.image_column], identity)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
         for batch in DataLoader(StreamedBatches(self), batch_size=None, **self.loading):
