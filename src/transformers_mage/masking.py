@@ -75,16 +75,16 @@ def sample_masks(
     noise = torch.rand(batch_size, length, generator=generator, device=ratio.device)
     num_masked = torch.ceil(length * ratio).long()[:, None]
     num_dropped = math.ceil(length * config.drop_ratio)
-    rank = _to(noise, device).argsort(dim=1).argsort(dim=1)
+    rank = to_device(noise, device).argsort(dim=1).argsort(dim=1)
     return MageMasks(
-        bool_masked_pos=rank < _to(num_masked, device),
+        bool_masked_pos=rank < to_device(num_masked, device),
         bool_dropped_pos=rank < num_dropped,
         num_dropped=num_dropped,
         num_masked=int(num_masked.expand(batch_size, 1).sum()) if ratio.device.type == "cpu" else None,
     )
 
 
-def _to(tensor: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
     """Moves `tensor` without making the host wait for the accelerator."""
     if device is None or torch.device(device) == tensor.device:
         return tensor

@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mage import MageConfig
+from .image_tokens import decode_images, encode_images
 from .vq_shortcuts import skip_noop_layers
 
 
@@ -51,6 +52,26 @@ class MageMaskedImageModelingOutput(ModelOutput):
     encoder_pooler_output: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MageModelOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`MageModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_kept, hidden_size)`):
+            The encoder's output for the class token and the tokens that were not dropped.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+            Mean over those tokens before the final norm, which is what linear probing uses (appendix B).
+        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): as in every model.
+        image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): the tokens, nothing masked.
+        kept_positions (`torch.LongTensor` of shape `(batch_size, num_kept)`, *optional*):
+            The positions that the encoder saw, in order, where some were dropped.
+    """
+
+    image_tokens: torch.LongTensor | None = None
+    kept_positions: torch.LongTensor | None = None
 
 
 def interpolate_position_embeddings(
@@ -320,26 +341,6 @@ class MagePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
-@torch.no_grad()
-def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTensor:
-    """
-    The nearest code, by Euclidean distance, of each latent.
-
-    Args:
-        latents (`torch.Tensor` of shape `(batch_size, dim, rows, columns)`): what a tokenizer encodes images to.
-        codebook (`torch.Tensor` of shape `(codebook_size, dim)`): its codes.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, rows, columns)`.
-    """
-    vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
-    with torch.autocast(latents.device.type, enabled=False):
-        vectors, codebook = vectors.float(), codebook.float()
-        distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
-    return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
-
-
 class MageModel(MagePreTrainedModel):
     """
     The encoder, with the tokenizer inside: features of images.
@@ -374,7 +375,6 @@ class MageModel(MagePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings.word_embeddings = value
 
-    @torch.no_grad()
     def get_image_tokens(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
         """
         Tokens of images: the nearest code, by Euclidean distance, of each of the tokenizer's latents.
@@ -389,10 +389,8 @@ class MageModel(MagePreTrainedModel):
             ValueError: without a tokenizer, or for pixels that it does not take.
         """
         self._check_pixel_values(pixel_values)
-        latents = self.vqvae.encode(pixel_values.to(self.vqvae.dtype)).latents
-        return nearest_codes(latents, self.vqvae.quantize.embedding.weight)
+        return encode_images(self.vqvae, pixel_values)
 
-    @torch.no_grad()
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
         """
         Pixels of tokens.
@@ -407,12 +405,7 @@ class MageModel(MagePreTrainedModel):
         """
         self._check_tokenizer("decode tokens")
         _check_image_tokens(image_tokens, self.config.codebook_size)
-        image_tokens = (
-            image_tokens.unflatten(1, self._grid_of(image_tokens)) if image_tokens.ndim == 2 else image_tokens
-        )
-        # Contiguous, since group norm on the CPU loses a digit in channels-last.
-        latents = self.vqvae.quantize.embedding(image_tokens).permute(0, 3, 1, 2).contiguous()
-        return self.vqvae.decoder(self.vqvae.post_quant_conv(latents))
+        return decode_images(self.vqvae, image_tokens.view(len(image_tokens), *self._grid_of(image_tokens)))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -426,7 +419,7 @@ class MageModel(MagePreTrainedModel):
         num_dropped: int | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> MageModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): images in [0, 1].
@@ -441,11 +434,12 @@ class MageModel(MagePreTrainedModel):
             interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
 
         Returns:
-            [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size, 1 + num_kept, hidden_size)`, the
-            class position first; `pooler_output` of shape `(batch_size, hidden_size)`, the mean of the image tokens
-            before the final norm, which is what linear probing uses (appendix B).
+            [`MageModelOutput`]: `last_hidden_state` of shape `(batch_size, 1 + num_kept, hidden_size)`, the class
+            position first; `pooler_output` of shape `(batch_size, hidden_size)`, the mean of the image tokens before
+            the final norm, which is what linear probing uses (appendix B).
         """
-        input_ids, grid = self._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
+        image_tokens = self._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
+        grid, input_ids = tuple(image_tokens.shape[1:]), image_tokens.flatten(1)
         self._check_masks(input_ids, bool_masked_pos, bool_dropped_pos)
         self._check_class_labels(input_ids, class_labels)
         if bool_masked_pos is not None:
@@ -454,28 +448,31 @@ class MageModel(MagePreTrainedModel):
         hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return BaseModelOutputWithPooling(
+        return MageModelOutput(
             last_hidden_state=self.layernorm(hidden_states),
             pooler_output=hidden_states[:, 1:].mean(dim=1),
+            image_tokens=image_tokens,
+            kept_positions=kept_positions,
         )
 
     def _prepare_tokens(
         self, pixel_values: torch.Tensor | None, input_ids: torch.Tensor | None, interpolate_pos_encoding: bool
-    ) -> tuple[torch.LongTensor, tuple[int, int]]:
-        """Tokens of shape (batch_size, sequence_length), and the rows and columns they make."""
+    ) -> torch.LongTensor:
+        """(batch_size, rows, columns) tokens."""
         if (pixel_values is None) == (input_ids is None):
             given = "neither" if pixel_values is None else "both"
             raise ValueError(f"Pass either `pixel_values` or `input_ids`, got {given}.")
         if input_ids is None:
             input_ids = self.get_image_tokens(pixel_values)
-        _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
+        else:
+            _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
         grid = self._grid_of(input_ids)
         if grid != self.config.grid_size and not interpolate_pos_encoding:
             raise ValueError(
                 f"The model was trained on grids of {self.config.grid_size} tokens (rows, columns), got {grid}. "
                 "Resize the images, or pass `interpolate_pos_encoding=True`."
             )
-        return input_ids.flatten(1).long(), grid
+        return input_ids.long().view(len(input_ids), *grid)
 
     def _grid_of(self, image_tokens: torch.Tensor) -> tuple[int, int]:
         if image_tokens.ndim == 3:
@@ -616,11 +613,11 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         >>> loss = model(pixel_values, **masks.as_kwargs()).loss
         ```
         """
-        tokens, grid = self.mage._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
         if self.training and class_labels is not None:
             class_labels = self._drop_classes(class_labels)
-        encoded: BaseModelOutputWithPooling = self.mage(
-            input_ids=tokens.unflatten(1, grid),
+        encoded: MageModelOutput = self.mage(
+            pixel_values,
+            input_ids,
             bool_masked_pos=bool_masked_pos,
             bool_dropped_pos=bool_dropped_pos,
             class_labels=class_labels,
@@ -628,12 +625,12 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
+        grid, tokens = tuple(encoded.image_tokens.shape[1:]), encoded.image_tokens.flatten(1)
         is_masked = tokens == self.config.mask_token_id
         if bool_masked_pos is not None:
             _check_labels(is_masked, bool_masked_pos)
             is_masked = is_masked | bool_masked_pos
-        kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
-        decoded = self.decoder(encoded.last_hidden_state, is_masked, grid, kept_positions, **kwargs)
+        decoded = self.decoder(encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, **kwargs)
         return MageMaskedImageModelingOutput(
             **self._predict(decoded, tokens, bool_masked_pos, num_masked),
             encoder_last_hidden_state=encoded.last_hidden_state,
@@ -717,7 +714,7 @@ class MageForImageClassification(MagePreTrainedModel):
         Returns:
             [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`.
         """
-        outputs: BaseModelOutputWithPooling = self.mage(
+        outputs: MageModelOutput = self.mage(
             pixel_values, input_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
         pools_mean = self.config.classifier_pooling == "mean"

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+
+from .masking import to_device
 
 # Share of the tokens that stay masked once a share r of the steps is done. The first three are MaskGIT's (arXiv
 # 2202.04200, section 3.3), "arccos" that of its PyTorch reproduction (arXiv 2310.14400).
@@ -35,6 +38,22 @@ class MageSchedulerOutput(BaseOutput):
 
     prev_sample: torch.LongTensor
     pred_original_sample: torch.LongTensor
+
+
+class StepPlan(NamedTuple):
+    """
+    What changes from step to step, in tensors, so that a compiled step need not be compiled again.
+
+    Args:
+        num_masked (`torch.LongTensor` of shape `(batch_size,)`): tokens that the schedule masks again.
+        noise_strength (`torch.FloatTensor` of shape `()`): of the confidence noise.
+        rank (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            when it is each position's turn, where the order is fixed.
+    """
+
+    num_masked: torch.LongTensor
+    noise_strength: torch.FloatTensor
+    rank: torch.FloatTensor | None
 
 
 class MageScheduler(SchedulerMixin, ConfigMixin):
@@ -157,25 +176,52 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             sample (`torch.LongTensor` of shape `(batch_size, sequence_length)`): tokens, the mask token where unknown.
             generator (`torch.Generator` or a list of them, one an image, *optional*): source of the noise.
         """
-        is_masked = sample == self.config.mask_token_id
         step_index = self.num_inference_steps - 1 - int(timestep)
         if step_index == 0 or self._num_masked_at_start is None:
-            self._num_masked_at_start = is_masked.sum(dim=1)
+            self._num_masked_at_start = (sample == self.config.mask_token_id).sum(dim=1)
         noise = rand_tensor((sample.shape[0], 2, sample.shape[1]), generator, model_output.device)
-        sampled, log_probability = self._sample_tokens(model_output, noise[:, 0])
-        sampled = torch.where(is_masked, sampled, sample)
-        if step_index == self.num_inference_steps - 1:
-            masked_again = sampled
-        elif self.config.unmasking_order == "confidence":
-            masked_again = self.mask_least_confident(
-                sampled, log_probability, gumbel_noise(noise[:, 1]), is_masked, step_index
-            )
-        else:
-            turn = noise[:, 1] if self.config.unmasking_order == "random" else -self._halton_rank_of(sample)
-            masked_again = self._mask_lowest(turn, sampled, is_masked, step_index)
+        masked_again, sampled = self.choose_tokens(model_output, sample, noise, self.plan_step(step_index, sample))
         if not return_dict:
             return masked_again, sampled
         return MageSchedulerOutput(prev_sample=masked_again, pred_original_sample=sampled)
+
+    def plan_step(self, step_index: int, sample: torch.LongTensor) -> StepPlan:
+        """What step `step_index` of S depends on beside tokens, logits and noise."""
+        done = (step_index + 1) / self.num_inference_steps
+        num_masked = self._num_masked_after(step_index, self._num_masked_at_start)
+        return StepPlan(
+            num_masked=num_masked if done < 1 else torch.zeros_like(num_masked),
+            noise_strength=torch.full((), self.temperature * (1 - done), device=sample.device),
+            rank=self._halton_rank_of(sample) if self.config.unmasking_order == "halton" else None,
+        )
+
+    def choose_tokens(
+        self, logits: torch.FloatTensor, sample: torch.LongTensor, noise: torch.FloatTensor, plan: StepPlan
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """
+        The work of a step: (masked again, sampled) tokens. It is the same for all steps but for its arguments, so
+        that one compiled version serves them all.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, codebook_size)`).
+            sample (`torch.LongTensor` of shape `(batch_size, sequence_length)`): tokens, the mask token where unknown.
+            noise (`torch.FloatTensor` of shape `(batch_size, 2, sequence_length)`): uniform in [0, 1).
+            plan ([`StepPlan`]): the step's.
+        """
+        is_masked = sample == self.config.mask_token_id
+        sampled, log_probability = self._sample_tokens(logits, noise[:, 0])
+        sampled = torch.where(is_masked, sampled, sample)
+        if self.config.unmasking_order == "confidence":
+            turn = log_probability + plan.noise_strength * gumbel_noise(noise[:, 1])
+        else:
+            turn = noise[:, 1] if plan.rank is None else -plan.rank
+        return self._mask_lowest(turn, sampled, is_masked, plan.num_masked), sampled
+
+    def compile(self, **kwargs: Any):
+        """Compiles the work of a step. `kwargs` are those of `torch.compile`."""
+        compiled = torch.compile(type(self).choose_tokens.__get__(self), fullgraph=True, **kwargs)
+        # CUDA graphs write the results of every step to the same place.
+        self.choose_tokens = lambda *args: tuple(tokens.clone() for tokens in compiled(*args))
 
     def mask_least_confident(
         self,
@@ -195,15 +241,23 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         """
         done = (step_index + 1) / self.num_inference_steps
         confidence = log_probability + self.temperature * (1 - done) * gumbel
-        return self._mask_lowest(confidence, sampled, is_masked, step_index)
+        at_start = is_masked.sum(dim=1) if self._num_masked_at_start is None else self._num_masked_at_start
+        return self._mask_lowest(confidence, sampled, is_masked, self._num_masked_after(step_index, at_start))
 
     def _mask_lowest(
-        self, confidence: torch.FloatTensor, sampled: torch.LongTensor, is_masked: torch.BoolTensor, step_index: int
+        self,
+        confidence: torch.FloatTensor,
+        sampled: torch.LongTensor,
+        is_masked: torch.BoolTensor,
+        scheduled: torch.LongTensor,
     ) -> torch.LongTensor:
-        """Masks again as many tokens as the schedule says, those of lowest confidence; known ones stay."""
-        done = (step_index + 1) / self.num_inference_steps
+        """
+        Masks again as many tokens as are scheduled, those of lowest confidence. Known ones stay, and one more becomes
+        known, unless it is the only one and another step is to come.
+        """
         confidence = confidence.masked_fill(~is_masked, torch.inf)
-        num_masked = self._num_masked_after(is_masked.sum(dim=1), done).clamp(max=sampled.shape[1] - 1)
+        num_masked = torch.minimum(is_masked.sum(dim=1) - 1, scheduled)
+        num_masked = torch.maximum(num_masked, scheduled.clamp(max=1)).clamp(max=sampled.shape[1] - 1)
         cut_off = confidence.sort(dim=1).values.gather(1, num_masked[:, None])
         return sampled.masked_fill(confidence < cut_off, self.config.mask_token_id)
 
@@ -231,13 +285,11 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             self._halton_rank = rank.to(sample.device, torch.float32)
         return self._halton_rank.expand(sample.shape)
 
-    def _num_masked_after(self, num_masked: torch.LongTensor, done: float) -> torch.LongTensor:
-        """How many of the `num_masked` tokens of each image are masked again; never none before the last step."""
-        at_start = num_masked if self._num_masked_at_start is None else self._num_masked_at_start
-        share = MASKING_SCHEDULES[self.config.masking_schedule](done)
+    def _num_masked_after(self, step_index: int, at_start: torch.LongTensor) -> torch.LongTensor:
+        """How many of the tokens masked `at_start` of each image the schedule masks again, at least one."""
+        share = MASKING_SCHEDULES[self.config.masking_schedule]((step_index + 1) / self.num_inference_steps)
         precision = torch.float32 if at_start.device.type == "mps" else torch.float64
-        scheduled = (at_start.to(precision) * share).floor().long()
-        return torch.minimum(num_masked - 1, scheduled).clamp(min=1)
+        return (at_start.to(precision) * share).floor().long().clamp(min=1)
 
     def add_noise(
         self,
@@ -361,23 +413,30 @@ def rand_tensor(
     Raises:
         ValueError: for a list of another length than the batch, or an accelerator's generator on the CPU.
     """
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != shape[0]:
-            raise ValueError(f"Pass one generator, or one for each of the {shape[0]} images, got {len(generator)}.")
-        return torch.cat([rand_tensor((1, *shape[1:]), one, device) for one in generator])
+    device = torch.device(device or "cpu")
+    if not isinstance(generator, (list, tuple)):
+        return to_device(_rand_where_generator_is(shape, generator, device), device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"Pass one generator, or one for each of the {shape[0]} images, got {len(generator)}.")
+    # Moved together: each move of its own would cost as much.
+    return to_device(torch.cat([_rand_where_generator_is((1, *shape[1:]), one, device) for one in generator]), device)
+
+
+def _rand_where_generator_is(
+    shape: Sequence[int], generator: torch.Generator | None, device: torch.device
+) -> torch.FloatTensor:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
             f"`generator` must be a torch.Generator or a list of them, got {generator!r}. "
             "For a seed, pass `torch.Generator().manual_seed(seed)`."
         )
-    device = torch.device(device or "cpu")
     if generator is None or generator.device.type == device.type:
         return torch.rand(*shape, generator=generator, device=device)
     if generator.device.type != "cpu":
         raise ValueError(
             f"The generator lives on {generator.device}, the tokens on {device}. Make it on {device.type} or the CPU."
         )
-    return torch.rand(*shape, generator=generator).to(device)
+    return torch.rand(*shape, generator=generator)
 
 
 __all__ = ["MageScheduler", "MageSchedulerOutput"]

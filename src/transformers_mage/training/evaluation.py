@@ -10,6 +10,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
 
+from ..image_tokens import decode_images
 from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
 from ..scheduling_mage import MageScheduler
@@ -59,11 +60,9 @@ def generate(model: MageForMaskedImageModeling, num_images: int, num_inference_s
     return tokens
 
 
-@torch.no_grad()
 def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:
     """A grid of the images that `tokens`, of shape `(num_images, sequence_length)`, stand for."""
-    latents = tokenizer.quantize.embedding(tokens.to(tokenizer.device).unflatten(1, grid_size)).permute(0, 3, 1, 2)
-    pixels = tokenizer.decoder(tokenizer.post_quant_conv(latents.contiguous()))
+    pixels = decode_images(tokenizer, tokens.to(tokenizer.device).unflatten(1, grid_size))
     images = [to_image(image) for image in pixels.clamp(0, 1)]
     return make_image_grid(images, rows=len(images) // columns, cols=columns)
 

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
+from ..image_tokens import encode_images
 from ..masking import MageMasks
-from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput, nearest_codes
+from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import ProjectionHead, info_nce
@@ -103,11 +104,9 @@ def image_size(config: MageConfig) -> tuple[int, int]:
     return rows * config.patch_size, columns * config.patch_size
 
 
-@torch.no_grad()
 def tokenize(tokenizer: VQModel, pixel_values: torch.Tensor) -> torch.LongTensor:
     """(batch_size, sequence_length) codes of images (batch_size, channels, height, width) in [0, 1]."""
-    latents = tokenizer.encode(pixel_values.to(tokenizer.dtype)).latents
-    return nearest_codes(latents, tokenizer.quantize.embedding.weight).flatten(1)
+    return encode_images(tokenizer, pixel_values).flatten(1)
 
 
 class Encoder:

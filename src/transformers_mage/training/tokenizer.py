@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import nn
 
-from ..modeling_mage import MageModel, nearest_codes
+from ..image_tokens import nearest_codes
+from ..modeling_mage import MageModel
+from ..vq_shortcuts import skip_noop_layers
 
 
 def load_tokenizer(name_or_path: str) -> VQModel:
@@ -23,7 +25,8 @@ def load_tokenizer(name_or_path: str) -> VQModel:
         vqvae = MageModel.from_pretrained(name_or_path).vqvae if is_mage else VQModel.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise SystemExit(f"There is no tokenizer in {name_or_path}: {error}") from error
-    return vqvae.requires_grad_(False).eval()
+    skip_noop_layers(vqvae.requires_grad_(False))
+    return vqvae.eval()
 
 
 @dataclass

@@ -29,8 +29,7 @@ class Averages:
         device = self.accelerator.device
         for name, value in metrics.items():
             total, weight = value if isinstance(value, tuple) else (value, 1.0)
-            total = torch.as_tensor(total, dtype=torch.float32, device=device).detach()
-            pair = torch.stack([total, torch.as_tensor(weight, dtype=torch.float32, device=device)])
+            pair = torch.stack([_scalar(total, device), _scalar(weight, device)])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def pop(self) -> dict[str, float]:
@@ -41,6 +40,13 @@ class Averages:
         sums = self.accelerator.reduce(torch.stack([self.sums[name] for name in names]), "sum").tolist()
         self.sums = {}
         return {name: total / weight for name, (total, weight) in zip(names, sums, strict=True) if weight}
+
+
+def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device, torch.float32)
+    # Written on the device: `torch.tensor` would copy it there and wait.
+    return torch.full((), value, dtype=torch.float32, device=device)
 
 
 def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 5) -> dict[str, Metric]:

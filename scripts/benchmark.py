@@ -1,0 +1,160 @@
+"""
+Measures how fast MAGE trains, represents and generates, with random weights and made images.
+
+    python scripts/benchmark.py --workloads train generate --size vit-base --batch_size 2 --compare plain
+    python scripts/benchmark.py --size vit-large --batch_size 256 --dtype bfloat16 --compile --compare plain
+
+`--compare plain` takes turns with the plain path: attention step by step, float32, nothing compiled, logits of the
+whole vocabulary at all positions, a tokenizer that executes the layers that do nothing.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from transformers_mage.benchmarking.measuring import (
+    Measurement,
+    interleave,
+    measure_peak_memory,
+    measure_product_rate,
+    profile_table,
+)
+from transformers_mage.benchmarking.models import SIZES, build_model, plain_copy
+from transformers_mage.benchmarking.reporting import as_json, describe_machine, markdown_table, ratio_table
+from transformers_mage.benchmarking.workloads import ON_HOST, WORKLOADS, Setting, count_flops
+from transformers_mage.training.arguments import argument, parse_arguments
+
+
+@dataclass
+class BenchmarkArguments:
+    workloads: list[str] = field(
+        default_factory=lambda: list(WORKLOADS), metadata={"help": f"What to measure, of {', '.join(WORKLOADS)}."}
+    )
+    size: str = argument("vit-base", "The model.", choices=list(SIZES))
+    batch_size: int = argument(2, "Images in a call.")
+    dtype: str = argument(
+        "float32", "What to compute in; tokens are always made in float32.", choices=["float32", "bfloat16"]
+    )
+    compile: bool = argument(False, "Compile what is measured; the plain path never is.")
+    compare: str | None = argument(
+        None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
+    )
+    num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
+    warmup: int = argument(1, "Calls before the first that counts.")
+    repetitions: int = argument(5, "Calls that count.")
+    memory: bool = argument(True, "Measure the peak of memory, in a call of its own.")
+    profile: bool = argument(False, "Print the operations that take the time.")
+    device: str | None = argument(None, "A device's name; by default the accelerator, or the CPU without one.")
+    threads: int | None = argument(None, "Threads on the CPU; PyTorch says how many by default.")
+    json: str | None = argument(None, "File to write all figures to.")
+    markdown: str | None = argument(None, "File to write the tables to.")
+
+    def validate(self):
+        unknown = sorted(set(self.workloads) - set(WORKLOADS))
+        if unknown:
+            raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
+        for name in ("batch_size", "num_inference_steps", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.warmup < 0:
+            raise ValueError(f"`--warmup` must be 0 or more, got {self.warmup}.")
+
+
+def main(argv: list[str] | None = None):
+    arguments = parse_arguments(BenchmarkArguments, __doc__, argv)
+    device = find_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    product_rate = measure_product_rate(device, getattr(torch, arguments.dtype))
+    measurements, profiles = [], []
+    for workload in arguments.workloads:
+        measured, table = measure(workload, arguments, device)
+        measurements += measured
+        profiles += [f"{workload}:\n\n{table}"] if table else []
+    for measured in measurements:
+        measured.product_rate = product_rate
+    report(arguments, measurements, profiles, describe_machine(device) | {"product_gflops": product_rate / 1e9}, argv)
+
+
+def find_device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name) if name else torch.accelerator.current_accelerator(check_available=True)
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"`--device {name}` is not there: {str(error).splitlines()[0]}") from error
+
+
+def measure(
+    workload: str, arguments: BenchmarkArguments, device: torch.device
+) -> tuple[list[Measurement], str | None]:
+    """Figures of a workload and, where asked for, of its plain path; and the operations that take its time."""
+    settings = create_settings(workload, arguments, device)
+    runs = {variant: WORKLOADS[workload](setting) for variant, setting in settings.items()}
+    seconds = interleave(runs, device, arguments.warmup, arguments.repetitions)
+    flops = None if workload in ON_HOST else model_flops(workload, arguments)
+    measurements = [
+        Measurement(
+            workload,
+            variant,
+            arguments.batch_size,
+            seconds[variant],
+            measure_peak_memory(run, device) if arguments.memory and workload not in ON_HOST else None,
+            flops,
+        )
+        for variant, run in runs.items()
+    ]
+    return measurements, profile_table(runs["fast"], device) if arguments.profile else None
+
+
+def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.device) -> dict[str, Setting]:
+    model = build_model(arguments.size, device)
+    settings = {
+        "fast": Setting(
+            model,
+            arguments.batch_size,
+            getattr(torch, arguments.dtype),
+            arguments.num_inference_steps,
+            arguments.compile,
+        )
+    }
+    if arguments.compare == "plain" and workload not in ON_HOST:
+        plain = Setting(plain_copy(model), arguments.batch_size, num_inference_steps=arguments.num_inference_steps)
+        settings["plain"] = plain
+    return settings
+
+
+def model_flops(workload: str, arguments: BenchmarkArguments) -> float:
+    """Operations an image of the model itself."""
+    model = build_model(arguments.size, "meta")
+    model.set_attn_implementation("eager")
+    return count_flops(workload, model, arguments.num_inference_steps)
+
+
+def report(
+    arguments: BenchmarkArguments,
+    measurements: list[Measurement],
+    profiles: list[str],
+    machine: dict,
+    argv: list[str] | None,
+):
+    command = shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    head = ", ".join(
+        f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()
+    )
+    parts = [f"`{command}`", head, markdown_table(measurements), ratio_table(measurements), *profiles]
+    text = "\n\n".join(part for part in parts if part)
+    print(text)
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(text + "\n")
+    if arguments.json:
+        figures = as_json(measurements, machine, asdict(arguments))
+        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

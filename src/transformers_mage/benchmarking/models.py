@@ -1,0 +1,134 @@
+"""Models of the published sizes with random weights, as they come and in the plain way that they are compared with."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from diffusers.models.downsampling import Downsample2D
+from torch import nn
+
+from ..configuration_mage import MageConfig
+from ..modeling_mage import MageForMaskedImageModeling, MageHead
+from ..vq_shortcuts import average_pool_kernel, skip_noop_layers
+
+
+def _tokenizer(widths: list[int], num_codes: int, dim: int, num_layers: int) -> dict:
+    return {
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": num_layers,
+        "latent_channels": dim,
+        "num_vq_embeddings": num_codes,
+        "mid_block_add_attention": False,
+        "lookup_from_codebook": True,
+    }
+
+
+_PUBLISHED_TOKENIZER = _tokenizer([128, 128, 256, 256, 512], num_codes=1024, dim=256, num_layers=2)
+_SMALL_TOKENIZER = _tokenizer([32, 64, 64], num_codes=64, dim=16, num_layers=1)
+
+SIZES: dict[str, dict] = {
+    "vit-base": {"vq_config": _PUBLISHED_TOKENIZER},
+    "vit-large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "decoder_hidden_size": 1024,
+        "vq_config": _PUBLISHED_TOKENIZER,
+    },
+    "small": {
+        "codebook_size": 64,
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "decoder_hidden_size": 96,
+        "decoder_num_hidden_layers": 3,
+        "decoder_num_attention_heads": 4,
+        "vq_config": _SMALL_TOKENIZER,
+    },
+}
+
+
+def build_model(size: str, device: torch.device | str = "cpu") -> MageForMaskedImageModeling:
+    """
+    A model with random weights, and a tokenizer with the layers that do nothing in a converted one.
+
+    Args:
+        size (`str`): one of `SIZES`.
+        device (`torch.device`): where; on `"meta"` work can be counted without doing it.
+    """
+    config = MageConfig(**SIZES[size])
+    with torch.device(device):
+        model = MageForMaskedImageModeling(config)
+    # Made where its weights can be looked at.
+    vqvae = VQModel.from_config(config.vq_config).requires_grad_(False)
+    make_noop_layers(vqvae)
+    skip_noop_layers(vqvae)
+    model.mage.vqvae = vqvae.to(device)
+    return model
+
+
+def plain_copy(model: MageForMaskedImageModeling) -> MageForMaskedImageModeling:
+    """The same weights without what makes them fast: see [`PlainMage`]."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    with model.device:
+        plain = PlainMage(config)
+    plain.load_state_dict(model.state_dict())
+    return plain.train(model.training)
+
+
+class PlainHead(MageHead):
+    """Scores the whole vocabulary, most of which means nothing, as the original does."""
+
+    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layernorm(self.activation_fn(self.dense(hidden_states)))
+        return F.linear(hidden_states, word_embeddings.detach(), self.bias)[..., : self.codebook_size]
+
+
+class PlainMage(MageForMaskedImageModeling):
+    """
+    MAGE as it is written down, to compare with: attention step by step, logits of the whole vocabulary at all
+    positions, and a stock tokenizer that executes its layers that do nothing.
+    """
+
+    def __init__(self, config: MageConfig):
+        super().__init__(config)
+        self.head = PlainHead(config)
+
+    def _predict(
+        self,
+        decoded: torch.Tensor,
+        tokens: torch.LongTensor,
+        bool_masked_pos: torch.BoolTensor | None,
+        num_masked: int | None,
+    ) -> dict[str, torch.Tensor | None]:
+        logits = self.head(decoded, self.mage.embeddings.word_embeddings.weight)
+        if bool_masked_pos is None:
+            return {"logits": logits}
+        losses = F.cross_entropy(
+            logits.float().transpose(1, 2), tokens, label_smoothing=self.config.label_smoothing, reduction="none"
+        )
+        return {"loss": (losses * bool_masked_pos).sum() / bool_masked_pos.sum(), "logits": logits}
+
+
+@torch.no_grad()
+def make_noop_layers(vqvae: VQModel):
+    """Gives the layers of a tokenizer that the original does not have the weights of a converted one."""
+    for block in vqvae.decoder.up_blocks:
+        nn.init.zeros_(block.resnets[-1].conv2.weight)
+        nn.init.zeros_(block.resnets[-1].conv2.bias)
+    for module in vqvae.modules():
+        if getattr(module, "conv_shortcut", None) is not None:
+            nn.init.zeros_(module.conv_shortcut.weight)
+            nn.init.zeros_(module.conv_shortcut.bias)
+        if isinstance(module, Downsample2D):
+            module.conv.weight.copy_(average_pool_kernel(module.channels))
+            nn.init.zeros_(module.conv.bias)
+
+
+__all__ = ["SIZES", "PlainMage", "build_model", "make_noop_layers", "plain_copy"]

@@ -1,0 +1,244 @@
+"""What people do with MAGE, as calls that can be timed and counted."""
+
+import io
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..image_tokens import decode_images, encode_images
+from ..masking import sample_masks
+from ..modeling_mage import MageForMaskedImageModeling
+from ..pipeline_mage import MagePipeline
+from ..scheduling_mage import MageScheduler
+from .models import PlainMage
+
+Run = Callable[[], object]
+
+
+@dataclass
+class Setting:
+    """
+    What a workload is measured with.
+
+    Args:
+        model ([`MageForMaskedImageModeling`]): where it is to run, compiled or not.
+        batch_size (`int`): images in a call.
+        dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
+        num_inference_steps (`int`): of `generate`.
+        is_compiled (`bool`): whether the pipeline compiles its steps.
+    """
+
+    model: MageForMaskedImageModeling
+    batch_size: int
+    dtype: torch.dtype = torch.float32
+    num_inference_steps: int = 20
+    is_compiled: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def autocast(self) -> AbstractContextManager:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def tokens(self) -> torch.LongTensor:
+        config = self.model.config
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(config.codebook_size, (self.batch_size, *config.grid_size), generator=generator).to(
+            self.device
+        )
+
+    def pixels(self) -> torch.FloatTensor:
+        config = self.model.config
+        height, width = (config.patch_size * side for side in config.grid_size)
+        images = [pink_noise(height, width, seed) for seed in range(self.batch_size)]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+
+def train(setting: Setting) -> Run:
+    """A training step from cached tokens: forward, backward, clipping, AdamW."""
+    tokens = setting.tokens()
+    return _training_step(setting, lambda: tokens)
+
+
+def train_pixels(setting: Setting) -> Run:
+    """The same from images, which the tokenizer encodes in each step."""
+    pixels = setting.pixels()
+    return _training_step(setting, lambda: encode_images(setting.model.mage.vqvae, pixels))
+
+
+def _training_step(setting: Setting, get_tokens: Callable[[], torch.LongTensor]) -> Run:
+    model = setting.model.train()
+    if setting.is_compiled:
+        model.compile()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=setting.device.type != "meta")
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> torch.Tensor:
+        tokens = get_tokens()
+        masks = sample_masks(model.config, setting.batch_size, generator=generator, device=setting.device)
+        with setting.autocast():
+            loss = model(input_ids=tokens, **masks.as_kwargs()).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def features(setting: Setting) -> Run:
+    """Features of images."""
+    encoder, pixels = setting.model.mage.eval(), setting.pixels()
+    if setting.is_compiled:
+        encoder.compile()
+
+    @torch.no_grad()
+    def encode() -> torch.Tensor:
+        with setting.autocast():
+            return encoder(pixels).pooler_output
+
+    return encode
+
+
+def generate(setting: Setting) -> Run:
+    """Images from nothing."""
+    model = setting.model.eval()
+    if isinstance(model, PlainMage):
+        return lambda: _generate_plainly(setting)
+    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
+    pipe.set_progress_bar_config(disable=True)
+    if setting.is_compiled:
+        pipe.compile()
+    kwargs = {"num_inference_steps": setting.num_inference_steps, "output_type": "pt"}
+
+    def sample() -> torch.Tensor:
+        with setting.autocast():
+            return pipe(setting.batch_size, **kwargs).images
+
+    return sample
+
+
+@torch.no_grad()
+def _generate_plainly(setting: Setting, temperature: float = 6.0) -> torch.Tensor:
+    """Iterative decoding as it is written down, with a look at the tokens from the host in each step."""
+    model, steps = setting.model, setting.num_inference_steps
+    length, mask_id = model.config.sequence_length, model.config.mask_token_id
+    tokens = torch.full((setting.batch_size, length), mask_id, device=setting.device)
+    for step in range(steps):
+        is_masked = tokens == mask_id
+        distribution = torch.distributions.Categorical(logits=model(input_ids=tokens).logits)
+        sampled = torch.where(is_masked, distribution.sample(), tokens)
+        done = (step + 1) / steps
+        gumbel = -(-torch.rand(sampled.shape, device=setting.device).log()).log()
+        confidence = distribution.log_prob(sampled.clamp(max=model.config.codebook_size - 1))
+        confidence = (confidence + temperature * (1 - done) * gumbel).masked_fill(~is_masked, torch.inf)
+        num_masked = max(1, min(int(is_masked[0].sum()) - 1, math.floor(length * math.cos(math.pi / 2 * done))))
+        cut_off = confidence.sort(dim=1).values[:, num_masked, None]
+        tokens = sampled.masked_fill(confidence < cut_off, mask_id)
+    return model.decode_image_tokens(sampled).clamp(0, 1)
+
+
+def encode(setting: Setting) -> Run:
+    """Images to tokens."""
+    vqvae, pixels = _tokenizer(setting), setting.pixels()
+    return lambda: encode_images(vqvae, pixels)
+
+
+def decode(setting: Setting) -> Run:
+    """Tokens to images."""
+    vqvae, tokens = _tokenizer(setting), setting.tokens()
+
+    def run() -> torch.Tensor:
+        with setting.autocast():
+            return decode_images(vqvae, tokens)
+
+    return run
+
+
+def _tokenizer(setting: Setting) -> torch.nn.Module:
+    vqvae = setting.model.mage.vqvae
+    if setting.is_compiled:
+        vqvae.encoder.compile()
+        vqvae.decoder.compile()
+    return vqvae
+
+
+def load_tokens(setting: Setting) -> Run:
+    """Batches of a token cache."""
+    from ..training.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
+
+    config, folder = setting.model.config, Path(tempfile.mkdtemp())
+    rows = np.random.default_rng(0).integers(config.codebook_size, size=(4096, config.sequence_length))
+    save_shard(_as_dataset([rows.astype(np.uint16)], None), shard_folder(folder, 0, 1))
+    CacheMetadata("", {"num_views": 1}, list(config.grid_size), {}, 0, 1).save(folder)
+    cache, order = CachedTokens(folder), np.random.default_rng(0)
+    return lambda: cache.__getitems__(order.integers(len(cache), size=setting.batch_size).tolist())
+
+
+def load_jpegs(setting: Setting) -> Run:
+    """Random views of JPEG files of the usual size of ImageNet's, on one core."""
+    from ..training.augmentation import ImageViews
+
+    config = setting.model.config
+    views = ImageViews([config.patch_size * side for side in config.grid_size])
+    files = []
+    for seed in range(8):
+        buffer = io.BytesIO()
+        Image.fromarray((pink_noise(375, 500, seed) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        files.append({"bytes": buffer.getvalue()})
+    return lambda: [views(files[i % len(files)], (0, i)) for i in range(setting.batch_size)]
+
+
+def pink_noise(height: int, width: int, seed: int) -> np.ndarray:
+    """(height, width, 3) float32 in [0, 1] whose spectrum falls as photographs' does, with the frequency."""
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(random.standard_normal((3, height, width))) / frequency
+    noise = np.fft.irfft2(spectrum, s=(height, width))
+    noise = 0.5 + 0.2 * noise / noise.std()
+    return noise.clip(0, 1).astype(np.float32).transpose(1, 2, 0)
+
+
+WORKLOADS: dict[str, Callable[[Setting], Run]] = {
+    "train": train,
+    "train-pixels": train_pixels,
+    "features": features,
+    "generate": generate,
+    "encode": encode,
+    "decode": decode,
+    "load-tokens": load_tokens,
+    "load-jpegs": load_jpegs,
+}
+# Their work is not the model's.
+ON_HOST = ("load-tokens", "load-jpegs")
+
+
+def count_flops(workload: str, model: MageForMaskedImageModeling, num_inference_steps: int = 20) -> float:
+    """
+    Floating point operations an image of a workload, two for each product of a matrix product, without doing them.
+
+    Args:
+        model ([`MageForMaskedImageModeling`]): on the meta device, with eager attention, since fused kernels are not
+            counted everywhere.
+    """
+    run = WORKLOADS[workload](Setting(model, batch_size=1, num_inference_steps=num_inference_steps))
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+__all__ = ["ON_HOST", "WORKLOADS", "Setting", "count_flops", "pink_noise"]

@@ -1,0 +1,92 @@
+"""Images to tokens and back, with a tokenizer (a diffusers `VQModel`)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from diffusers import VQModel
+
+# What the tokenizer takes at once, 8 images of 256 x 256. More keep no device busier, and take their memory.
+PIXELS_AT_ONCE = 2**19
+
+
+@torch.no_grad()
+def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.LongTensor:
+    """
+    Tokens of images, a few images at a time. They do not depend on autocast: in half precision some are others.
+
+    Args:
+        vqvae (`VQModel`): the tokenizer.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): in [0, 1].
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, rows, columns)`.
+    """
+
+    def encode(pixels: torch.Tensor) -> torch.LongTensor:
+        return nearest_codes(vqvae.encode(pixels.to(vqvae.dtype)).latents, vqvae.quantize.embedding.weight)
+
+    with _without_autocast(pixel_values.device):
+        return _in_parts(encode, pixel_values, pixel_values.shape[2] * pixel_values.shape[3])
+
+
+@torch.no_grad()
+def decode_images(vqvae: VQModel, image_tokens: torch.LongTensor) -> torch.FloatTensor:
+    """
+    Pixels of tokens, a few images at a time.
+
+    Args:
+        vqvae (`VQModel`): the tokenizer.
+        image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): codes, without masks.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, in about [0, 1].
+    """
+
+    def decode(tokens: torch.Tensor) -> torch.FloatTensor:
+        # Contiguous, since group norm on the CPU loses a digit in channels-last.
+        latents = vqvae.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
+        return vqvae.decoder(vqvae.post_quant_conv(latents))
+
+    patch_area = 4 ** (len(vqvae.config.block_out_channels) - 1)
+    return _in_parts(decode, image_tokens, image_tokens.shape[1] * image_tokens.shape[2] * patch_area)
+
+
+@torch.no_grad()
+def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTensor:
+    """
+    The nearest code, by Euclidean distance, of each latent.
+
+    Args:
+        latents (`torch.Tensor` of shape `(batch_size, dim, rows, columns)`): what a tokenizer encodes images to.
+        codebook (`torch.Tensor` of shape `(codebook_size, dim)`): its codes.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, rows, columns)`.
+    """
+    vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
+    with _without_autocast(latents.device):
+        vectors, codebook = vectors.float(), codebook.float()
+        distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
+    return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    # The meta device, where work is counted, has none.
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _in_parts(
+    function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, pixels_per_image: int
+) -> torch.Tensor:
+    size = max(1, PIXELS_AT_ONCE // pixels_per_image)
+    # A compiled loop would be as many copies of its body.
+    if len(images) <= size or torch.compiler.is_compiling():
+        return function(images)
+    return torch.cat([function(part) for part in images.split(size)])
+
+
+__all__ = ["decode_images", "encode_images", "nearest_codes"]

@@ -1,0 +1,53 @@
+import json
+import re
+
+import pytest
+
+from tests.scripts.conftest import load_script
+
+TINY = ["--size", "small", "--batch_size", "2", "--warmup", "0", "--num_inference_steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def benchmark():
+    return load_script("benchmark")
+
+
+def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
+    files = ["--json", tmp_path / "figures.json", "--markdown", tmp_path / "tables.md"]
+    benchmark([*TINY, "--repetitions", "2", "--compare", "plain", *files])
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    variants = {(result["workload"], result["variant"]) for result in figures["results"]}
+    compared = ("train", "train-pixels", "features", "generate", "encode", "decode")
+    assert variants == {(workload, variant) for workload in compared for variant in ("fast", "plain")} | {
+        ("load-tokens", "fast"), ("load-jpegs", "fast"),
+    }  # fmt: skip
+    for result in figures["results"]:
+        assert len(result["seconds"]) == 2
+        assert (result["peak_memory"] is None) == result["workload"].startswith("load")
+    text = (tmp_path / "tables.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "| times as fast |" in text
+    assert text.startswith("`python scripts/benchmark.py --size small")
+
+
+def test_profile_and_half_precision(benchmark, capsys):
+    benchmark([*TINY, "--workloads", "decode", "--repetitions", "1", "--profile", "true", "--dtype", "bfloat16"])
+
+    assert "`aten::mkldnn_convolution`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workloads", "sing"], "can be train, .*, got sing"),
+        (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
+        (["--device", "abacus"], "`--device abacus` is not there"),
+    ],
+)
+def test_what_cannot_be_measured(benchmark, words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        benchmark([*TINY, *words])
+
+    assert re.search(message, f"{error.value} {capsys.readouterr().err}")
