@@ -151,7 +151,8 @@ def train_probes(
 
     if not scores:
         validate()
-    results = [Result.of(arguments, f"linear probe, {name}", len(train), scores[name]) for name in extractor.names]
+    method = "linear probe by LARS"
+    results = [Result.of(arguments, f"{method}, {name}", len(train), scores[name]) for name in extractor.names]
     run.finish()
     if accelerator.is_main_process:
         chosen = extractor.names[results.index(best(results))]

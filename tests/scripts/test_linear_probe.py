@@ -48,7 +48,7 @@ def test_papers_protocol(linear_probe: Script, flags: list[str], tmp_path: Path)
     linear_probe([*flags, *schedule, "--output_dir", tmp_path])
 
     results = results_in(tmp_path)
-    assert set(results) == {"linear probe, layer_1_mean", "linear probe, layer_1_cls"}
+    assert set(results) == {"linear probe by LARS, layer_1_mean", "linear probe by LARS, layer_1_cls"}
     assert max(row["accuracy"] for [row] in results.values()) == 1.0
     assert all((row["num_train"], row["num_images"]) == (24, 8) for [row] in results.values())
     model = AutoModelForImageClassification.from_pretrained(tmp_path)

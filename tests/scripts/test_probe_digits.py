@@ -1,0 +1,49 @@
+import sys
+from pathlib import Path
+
+import torch
+
+from transformers_mage import MageForMaskedImageModeling
+from transformers_mage.training.results import Result, save_results
+
+from .conftest import load_module
+
+
+def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    module, calls = load_module("probe_digits"), []
+
+    def run_script(script: str, *flags: object):
+        words = [str(word) for word in flags]
+        calls.append((script, *words))
+        folder = words[words.index("--output_dir") + 1]
+        save_results([Result("data/digits", script, "5 shots", 0, 50, 0.25, 0.9, 0.25, 1.0, 360)], folder)
+
+    monkeypatch.setattr(module, "run_script", run_script)
+    monkeypatch.setattr(module, "SHOTS", (5,))
+    monkeypatch.setattr(module, "NUM_SEEDS", 1)
+    card = tmp_path / "README.md"
+    card.write_text("Before.\n<!-- representations -->\nold\n<!-- /representations -->\nAfter.\n")
+    flags = ["--model_name_or_path", mage_folder, "--output_dir", tmp_path / "out", "--card", card]
+    monkeypatch.setattr(sys, "argv", ["probe_digits.py", *map(str, flags)])
+    module.main()
+    module.main()
+
+    text = card.read_text()
+    assert [call[0] for call in calls] == ["linear_probe", "linear_probe", "finetune", "linear_probe"]
+    assert "| random encoder: linear_probe | 25.0 |" in text
+    [pixels] = [line for line in text.splitlines() if line.startswith("| raw pixels: linear probe |")]
+    assert 70 < float(pixels.split("|")[2]) < 95
+    assert "old" not in text
+    assert text.endswith("After.\n")
+
+
+def test_only_the_tokenizer_of_the_random_model_has_learned(mage_folder: Path, tmp_path: Path):
+    load_module("probe_digits").save_random_model(str(mage_folder), tmp_path)
+
+    trained, random = (
+        MageForMaskedImageModeling.from_pretrained(folder).state_dict() for folder in (mage_folder, tmp_path)
+    )
+    equal = {name for name in trained if torch.equal(trained[name], random[name])}
+    assert {name for name in trained if "vqvae" in name} <= equal
+    assert "mage.embeddings.word_embeddings.weight" not in equal
+    assert (tmp_path / "preprocessor_config.json").exists()
