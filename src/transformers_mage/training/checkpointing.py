@@ -170,7 +170,7 @@ def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path
 def load_states(checkpoint: Path) -> list[Any]:
     """What each of the processes that there were saved for itself."""
     files = sorted(checkpoint.glob("process_*.pt"))
-    return [torch.load(file, weights_only=False) for file in files]
+    return [torch.load(file, weights_only=True) for file in files]
 
 
 def changed_settings(checkpoint: Path, settings: dict) -> dict[str, tuple]:
