@@ -58,6 +58,10 @@ class LaneState:
     next_epoch: int = 0
 
 
+# What a checkpoint may hold besides plain values: its files are read with `weights_only`.
+torch.serialization.add_safe_globals([Reading, LaneState])
+
+
 def deal_units(epoch: int, lane: int, num_lanes: int, num_units: int, seed: int) -> list[Reading]:
     """The units of an epoch that a lane reads, in its order."""
     order = np.random.default_rng((seed, epoch)).permutation(num_units).tolist()
