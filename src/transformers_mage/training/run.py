@@ -34,7 +34,7 @@ EXIT_INTERRUPTED = 75
 UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
 UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
 # Asking all processes and the device whether something is wrong costs an accelerator a pause.
-UPDATES_BETWEEN_QUESTIONS = 10
+PASSES_BETWEEN_QUESTIONS = 10
 
 
 class TrainingRun:
@@ -65,8 +65,9 @@ class TrainingRun:
         self.every: list[tuple[int, Callable[[], None]]] = []
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
         on_host = accelerator.device.type == "cpu"
-        self.updates_between_questions = 1 if on_host else UPDATES_BETWEEN_QUESTIONS
-        passes = self.updates_between_questions * accelerator.gradient_accumulation_steps
+        accumulation = accelerator.gradient_accumulation_steps
+        self.updates_between_questions = 1 if on_host else max(PASSES_BETWEEN_QUESTIONS // accumulation, 1)
+        passes = self.updates_between_questions * accumulation
         self.recent: deque[tuple[int, Batch]] = deque(maxlen=passes)
         self.losses: deque[torch.Tensor] = deque(maxlen=passes)
         self.interrupted_by: int | None = None
@@ -164,9 +165,8 @@ class TrainingRun:
         while self.progress.step < self.total_steps:
             batch = self._next(loader)
             self.skipped_here += batch.pop("num_skipped", 0)
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             self.recent.append((self.progress.step, batch))
-            yield batch
+            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _next(self, loader: Iterator[Batch]) -> Batch:
         try:
@@ -267,7 +267,9 @@ class TrainingRun:
             figures["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
         self._count_skipped()
         figures["skipped_images"] = self.progress.num_skipped
-        figures["epoch"] = self.progress.samples_seen / (self.source.num_samples or float("inf"))
+        num_samples = self.source.num_samples or self.arguments.num_train_samples
+        if num_samples:
+            figures["epoch"] = self.progress.samples_seen / num_samples
         self.logged_at = (now, self.progress.samples_seen)
         self.log(figures)
         shown = {"loss": f"{figures['loss']:.4f}", "images_s": f"{speed:.0f}"}
