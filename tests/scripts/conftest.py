@@ -2,6 +2,7 @@
 
 import importlib.util
 import multiprocessing
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,12 @@ def load_script(name: str) -> Callable[[list[str]], None]:
     def run(argv: list[str]):
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        module.main([str(word) for word in argv])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            module.main([str(word) for word in argv])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     return run
 
@@ -68,7 +74,7 @@ def in_child(function: Callable[..., None], *args) -> int:
     """Runs `function` in a process of its own. Gives the exit status, negative the signal that ended it."""
     child = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *args))
     child.start()
-    child.join(120)
+    child.join(300)
     assert child.exitcode is not None, "the child hangs"
     return child.exitcode
 
