@@ -35,3 +35,18 @@ def test_painted_halves_keep_the_digit(pipe, dataset):
     kept = digits.score_inpainting(digits.DigitJudge(dataset["train"]), originals, digits.inpaint(pipe, originals))
 
     assert kept > 0.5
+
+
+def test_asked_digits_are_generated(dataset):
+    pipe = MagePipeline.from_pretrained(CARDS / "mage-digits-conditional")
+    pipe.set_progress_bar_config(disable=True)
+    labels = list(range(10)) * 8
+
+    images = pipe(class_labels=labels, guidance_scale=1.0, generator=[digits.seeded(i) for i in range(80)]).images
+
+    assert (digits.DigitJudge(dataset["train"])(images)[0] == labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("card", sorted(path.name for path in CARDS.iterdir()))
+def test_cards_are_small(card: str):
+    assert sum(path.stat().st_size for path in (CARDS / card).rglob("*")) < 10e6
