@@ -34,7 +34,11 @@ CARD = ROOT / "model_cards" / "mage-digits-conditional"
 GUIDANCE_SCALES = (0.0, 1.0, 2.0, 4.0)
 GUIDANCE_OF_THE_CARD = 1.0
 STEPS = (4, 8, 12, 20)
-ORDERS = ("confidence", "halton")
+ORDERS = {
+    "confidence": {},
+    "halton": {"unmasking_order": "halton"},
+    "halton, token temperature 0.7": {"unmasking_order": "halton", "token_temperature": 0.7},
+}
 SIZE = digits.IMAGE_SIZE
 
 
@@ -119,8 +123,8 @@ def measure_steps(
     pipe: MagePipeline, judge: ConditionalJudge, num_samples: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     results, scheduler = {}, pipe.scheduler
-    for order in tqdm(ORDERS, desc="Orders"):
-        pipe.scheduler = MageScheduler.from_config(scheduler.config, unmasking_order=order)
+    for order, choices in tqdm(ORDERS.items(), desc="Orders"):
+        pipe.scheduler = MageScheduler.from_config(scheduler.config, **choices)
         results[order] = {str(steps): judge(*sample(pipe, num_samples, num_inference_steps=steps)) for steps in STEPS}
     pipe.scheduler = scheduler
     return results
