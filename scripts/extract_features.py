@@ -19,6 +19,7 @@ from transformers_mage.training.classification import image_shape, load_encoder
 from transformers_mage.training.data import load_split
 from transformers_mage.training.features import (
     FORMATS,
+    ExtractionReport,
     FeatureExtractor,
     FeatureStore,
     extract_features,
@@ -77,38 +78,35 @@ def main(argv: list[str] | None = None):
         shape = image_shape(model.config, arguments.image_size)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    for split in arguments.splits:
+        report = extract_split(arguments, split, extractor, shape, accelerator)
+        accelerator.print(
+            f"{split}: {report.num_images} images in {report.seconds:.1f} s, {report.images_per_second:.0f} a second; "
+            f"{report.num_broken} broken ones left out. The features are in {arguments.output_dir}."
+        )
+
+
+def extract_split(
+    arguments: ExtractionArguments,
+    split: str,
+    extractor: FeatureExtractor,
+    shape: tuple[int, int, int],
+    accelerator: Accelerator,
+) -> ExtractionReport:
+    """Computes what the folder does not hold yet of one split."""
+    images, class_names = load_images(arguments, split, shape)
     made_of = {
-        "model": fingerprint(model),
+        "model": fingerprint(extractor.model),
         "features": extractor.names,
         "dtype": arguments.dtype,
         "dataset_name": arguments.dataset_name,
         "dataset_config_name": arguments.dataset_config_name,
         "image_shape": shape,
     }
-    for split in arguments.splits:
-        images, class_names = load_images(arguments, split, shape)
-        store = FeatureStore(
-            Path(arguments.output_dir),
-            split,
-            len(images),
-            made_of,
-            arguments.images_per_shard,
-            arguments.output_format,
-            class_names,
-        )
-        report = extract_features(
-            extractor,
-            images,
-            store,
-            accelerator,
-            arguments.batch_size,
-            arguments.dataloader_num_workers,
-            getattr(torch, arguments.dtype),
-        )
-        accelerator.print(
-            f"{split}: {report.num_images} images in {report.seconds:.1f} s, {report.images_per_second:.0f} a second; "
-            f"{report.num_broken} broken ones left out. The features are in {arguments.output_dir}."
-        )
+    folder, sizes = Path(arguments.output_dir), (arguments.images_per_shard, arguments.output_format)
+    store = FeatureStore(folder, split, len(images), made_of, *sizes, class_names)
+    loading = (arguments.batch_size, arguments.dataloader_num_workers)
+    return extract_features(extractor, images, store, accelerator, *loading, getattr(torch, arguments.dtype))
 
 
 def load_images(

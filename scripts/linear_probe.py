@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 
 from transformers_mage import MageModel
 from transformers_mage.training.arguments import argument, parse_arguments
@@ -120,16 +120,14 @@ def train_probes(
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
     run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
     heads = ProbeHeads(extractor.names, config.hidden_size, len(train.classes))
-    learning_rate = peak_learning_rate(arguments, run.batch_size)
-    optimizer = LARS(
-        heads.parameters(), learning_rate, arguments.momentum, arguments.weight_decay, arguments.trust_coefficient
-    )
-    heads = run.prepare(heads, optimizer)
+    heads = run.prepare(heads, create_optimizer(heads, arguments, run.batch_size))
     loader = evaluation_loader(validation, shape, arguments, accelerator)
     scores = {}
 
     def validate():
         with run.evaluation_weights() as trained:
+            # Each process has seen other images: let all use the same statistics.
+            broadcast(list(trained.buffers()))
             scores.update(evaluate(lambda pixels: trained(extractor(pixels)), loader, accelerator))
         run.log({f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()})
 
@@ -158,6 +156,16 @@ def train_probes(
         chosen = extractor.names[results.index(best(results))]
         save_probe(extractor.model, chosen, accelerator.unwrap_model(heads).heads[chosen], validation, arguments)
     return results
+
+
+def create_optimizer(heads: ProbeHeads, arguments: ProbeArguments, batch_size: int) -> LARS:
+    return LARS(
+        heads.parameters(),
+        peak_learning_rate(arguments, batch_size),
+        arguments.momentum,
+        arguments.weight_decay,
+        arguments.trust_coefficient,
+    )
 
 
 def probe_cached_features(
