@@ -54,6 +54,7 @@ class GenerationArguments:
     )
     shard_size: int = argument(1024, "Images in a shard of `--output_format tar`.")
     dtype: str = argument("float32", "Precision of the model.", choices=["float32", "float16", "bfloat16"])
+    torch_compile: bool = argument(False, "Compile the model, which takes minutes and pays for many images.")
 
     class_labels: str | None = argument(
         None,
@@ -135,6 +136,8 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
     chosen = {key: getattr(arguments, key) for key in SCHEDULER_CHOICES if getattr(arguments, key) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **chosen)
     pipe.set_progress_bar_config(disable=True)
+    if arguments.torch_compile:
+        pipe.compile()
     return pipe
 
 

@@ -86,20 +86,3 @@ def test_every_step_is_the_same_compiled_step(order):
         assert (tokens < 16).all()
 
     assert len(graphs) == 1
-
-
-@pytest.mark.slow
-def test_the_default_compiler():
-    """Inductor, on the part with the most to fuse."""
-    scheduler, logits = MageScheduler(mask_token_id=99, num_inference_steps=3), torch.randn(2, 64, 16)
-
-    def tokens_of() -> torch.Tensor:
-        scheduler.set_timesteps()
-        tokens = torch.full((2, 64), 99)
-        for timestep in scheduler.timesteps:
-            tokens = scheduler.step(logits, timestep, tokens, seeded()).prev_sample
-        return tokens
-
-    expected = tokens_of()
-    scheduler.compile()
-    assert torch.equal(tokens_of(), expected)

@@ -82,6 +82,35 @@ def test_model_runs_once_a_step(small_pipeline, monkeypatch):
     assert len(calls) == 5
 
 
+def test_decoding_takes_a_few_images_at_a_time(small_pipeline, monkeypatch):
+    """As many as have the pixels of 3 of them, so that memory does not grow with the batch."""
+    tokens = torch.randint(16, (7, 8, 8))
+    whole = small_pipeline.model.decode_image_tokens(tokens)
+    sizes = []
+    small_pipeline.vqvae.decoder.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    monkeypatch.setattr("transformers_mage.image_tokens.PIXELS_AT_ONCE", 3 * 32 * 32)
+
+    assert torch.allclose(small_pipeline.model.decode_image_tokens(tokens), whole, atol=1e-5)
+    assert small_pipeline.model.get_image_tokens(whole.clamp(0, 1)).shape == (7, 8, 8)
+    assert sizes == [3, 3, 1]
+
+
+def test_models_in_half_precision_decode_in_it_and_encode_in_float32(small_pipeline, pixel_values):
+    model = small_pipeline.model
+    tokens, pixels = model.get_image_tokens(pixel_values), model.decode_image_tokens(torch.ones(1, 64).long())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.get_image_tokens(pixel_values), tokens)
+        in_half = model.decode_image_tokens(torch.ones(1, 64).long())
+    assert not torch.equal(in_half, pixels)
+
+    model.to(torch.bfloat16).mage.vqvae.float()
+
+    assert torch.equal(model.get_image_tokens(pixel_values), tokens)
+    decoded = model.decode_image_tokens(torch.ones(1, 64).long())
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, in_half)
+
+
 # Inpainting
 
 

@@ -13,7 +13,8 @@ PIXELS_AT_ONCE = 2**19
 @torch.no_grad()
 def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.LongTensor:
     """
-    Tokens of images, a few images at a time. They do not depend on autocast: in half precision some are others.
+    Tokens of images, a few images at a time. They do not depend on autocast: in bfloat16, 5 % of the digits' tokens
+    are others.
 
     Args:
         vqvae (`VQModel`): the tokenizer.
@@ -31,13 +32,17 @@ def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.Long
 
 
 @torch.no_grad()
-def decode_images(vqvae: VQModel, image_tokens: torch.LongTensor) -> torch.FloatTensor:
+def decode_images(
+    vqvae: VQModel, image_tokens: torch.LongTensor, dtype: torch.dtype | None = None
+) -> torch.FloatTensor:
     """
     Pixels of tokens, a few images at a time.
 
     Args:
         vqvae (`VQModel`): the tokenizer.
         image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): codes, without masks.
+        dtype (`torch.dtype`, *optional*): what to compute in, by default as autocast says. The tokenizer of the digits
+            model decodes in bfloat16 what it decodes in float32, within 4 of 255 shades (57 dB).
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, in about [0, 1].
@@ -46,10 +51,12 @@ def decode_images(vqvae: VQModel, image_tokens: torch.LongTensor) -> torch.Float
     def decode(tokens: torch.Tensor) -> torch.FloatTensor:
         # Contiguous, since group norm on the CPU loses a digit in channels-last.
         latents = vqvae.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
-        return vqvae.decoder(vqvae.post_quant_conv(latents))
+        return vqvae.decoder(vqvae.post_quant_conv(latents)).to(vqvae.dtype)
 
     patch_area = 4 ** (len(vqvae.config.block_out_channels) - 1)
-    return _in_parts(decode, image_tokens, image_tokens.shape[1] * image_tokens.shape[2] * patch_area)
+    precision = nullcontext() if dtype is None else torch.autocast(image_tokens.device.type, dtype)
+    with precision:
+        return _in_parts(decode, image_tokens, image_tokens.shape[1] * image_tokens.shape[2] * patch_area)
 
 
 @torch.no_grad()

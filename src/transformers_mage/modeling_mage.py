@@ -393,7 +393,7 @@ class MageModel(MagePreTrainedModel):
 
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
         """
-        Pixels of tokens.
+        Pixels of tokens, computed in bfloat16 where the model is.
 
         Args:
             image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)` or
@@ -405,7 +405,9 @@ class MageModel(MagePreTrainedModel):
         """
         self._check_tokenizer("decode tokens")
         _check_image_tokens(image_tokens, self.config.codebook_size)
-        return decode_images(self.vqvae, image_tokens.view(len(image_tokens), *self._grid_of(image_tokens)))
+        # Half precision would change tokens, but pixels by hardly a shade.
+        dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else None
+        return decode_images(self.vqvae, image_tokens.view(len(image_tokens), *self._grid_of(image_tokens)), dtype)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -101,21 +101,20 @@ def _training_step(setting: Setting, get_tokens: Callable[[], torch.LongTensor])
 
 def features(setting: Setting) -> Run:
     """Features of images."""
-    encoder, pixels = setting.model.mage.eval(), setting.pixels()
+    encoder, pixels = _for_inference(setting).mage, setting.pixels()
     if setting.is_compiled:
         encoder.compile()
 
     @torch.no_grad()
     def encode() -> torch.Tensor:
-        with setting.autocast():
-            return encoder(pixels).pooler_output
+        return encoder(pixels).pooler_output
 
     return encode
 
 
 def generate(setting: Setting) -> Run:
     """Images from nothing."""
-    model = setting.model.eval()
+    model = _for_inference(setting)
     if isinstance(model, PlainMage):
         return lambda: _generate_plainly(setting)
     pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
@@ -124,11 +123,14 @@ def generate(setting: Setting) -> Run:
         pipe.compile()
     kwargs = {"num_inference_steps": setting.num_inference_steps, "output_type": "pt"}
 
-    def sample() -> torch.Tensor:
-        with setting.autocast():
-            return pipe(setting.batch_size, **kwargs).images
+    return lambda: pipe(setting.batch_size, **kwargs).images
 
-    return sample
+
+def _for_inference(setting: Setting) -> MageForMaskedImageModeling:
+    """The model in its precision, but for its tokenizer, as it would be loaded."""
+    model = setting.model.eval().to(setting.dtype)
+    model.mage.vqvae.float()
+    return model
 
 
 @torch.no_grad()
