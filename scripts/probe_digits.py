@@ -50,8 +50,8 @@ def main():
     parts = {
         "features": (*cached, "--model_name_or_path", arguments.model_name_or_path),
         "linear probe": ("linear_probe", "--poolings", "mean", "cls", "--num_seeds", NUM_SEEDS),
-        "fine-tuning": ("finetune", *labelled),
         "random encoder": (*cached, "--model_name_or_path", random),
+        "fine-tuning": ("finetune", *labelled),
     }
     results = []
     for name, (script, *flags) in parts.items():
