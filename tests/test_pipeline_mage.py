@@ -212,6 +212,14 @@ def test_pipeline_without_an_image_processor_saves_too(small_pipeline, tmp_path)
     assert loaded.vqvae.dtype == torch.float32
 
 
+def test_saved_folder_does_not_say_where_it_was_loaded_from(small_pipeline, tmp_path):
+    small_pipeline.save_pretrained(tmp_path / "first")
+    MagePipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+
+    first, second = ((tmp_path / name / "model_index.json").read_text() for name in ("first", "second"))
+    assert first == second
+
+
 def test_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(OSError, match=r"model_index\.json"):
         MagePipeline.from_pretrained(tmp_path)

@@ -1,9 +1,11 @@
 """MagePipeline: images from a MAGE model by iterative decoding, from nothing or around what is known."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -442,7 +444,9 @@ class MagePipeline(DiffusionPipeline):
         self.scheduler.save_pretrained(os.path.join(save_directory, "scheduler"))
         if self.image_processor is not None:
             self.image_processor.save_pretrained(save_directory)
-        self.save_config(save_directory)
+        # Where the pipeline was loaded from is nobody's business but this machine's.
+        index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
+        Path(save_directory, self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         if push_to_hub:
             self._push_folder(save_directory, **kwargs)
 
