@@ -6,8 +6,10 @@ The digits model:
     --dataset_name FOLDER --tokenizer_name_or_path TOKENIZER_FOLDER
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -18,6 +20,7 @@ from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_mas
 from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
 from transformers_mage.training.augmentation import RandomViews
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
+from transformers_mage.training.contrastive import contrast_passes
 from transformers_mage.training.data import IndexedSource, InMemoryImages, InMemoryTokens, load_images
 from transformers_mage.training.evaluation import generate, picture, save_picture, validate
 from transformers_mage.training.pretraining import (
@@ -92,6 +95,7 @@ def main(argv: list[str] | None = None):
         mage.gradient_checkpointing_enable()
     if arguments.torch_compile:
         mage.compile()
+        mage.mage.compile()
 
     num_views = 2 if arguments.contrastive_weight else 1
     encoder = Encoder(tokenizer, RandomViews(image_size(config), **arguments.crops()), num_views)
@@ -108,22 +112,40 @@ def main(argv: list[str] | None = None):
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
     set_seed(arguments.seed, device_specific=True)
     run.start()
-    for batch in run.batches():
-        with accelerator.accumulate(model):
-            input_ids = encoder(batch)
-            masks = sample_masks(
-                config,
-                batch_size=len(input_ids),
-                generator=run.generator(),
-                device=accelerator.device,
-                per_image=arguments.mask_ratio_per_image,
-            )
-            run.update(*model(input_ids, masks, training_labels(config, batch.get("labels"), num_views)))
+    for passes in passes_together(run, encoder, config):
+        for kwargs in (
+            passes if len(passes) == 1 else contrast_passes(model, passes, arguments.contrastive_temperature)
+        ):
+            with accelerator.accumulate(model):
+                run.update(*model(**kwargs))
 
     state = run.finish()
     if accelerator.is_main_process:
         hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
         save_model(state, config, tokenizer, arguments.output_dir, **hub)
+
+
+def passes_together(run: TrainingRun, encoder: Encoder, config: MageConfig) -> Iterator[list[dict[str, Any]]]:
+    """
+    Arguments of the model for one pass after another; with a contrastive loss, which compares all images of an update,
+    for all of its passes at once.
+    """
+    together = run.accelerator.gradient_accumulation_steps if run.arguments.contrastive_weight else 1
+    passes = []
+    for batch in run.batches():
+        input_ids = encoder(batch)
+        masks = sample_masks(
+            config,
+            batch_size=len(input_ids),
+            generator=run.generator(passes_ahead=len(passes)),
+            device=run.accelerator.device,
+            per_image=run.arguments.mask_ratio_per_image,
+        )
+        labels = training_labels(config, batch.get("labels"), encoder.num_views)
+        passes.append({"input_ids": input_ids, "masks": masks, "class_labels": labels})
+        if len(passes) == together:
+            yield passes
+            passes = []
 
 
 def create_model(arguments: MageArguments, tokenizer: VQModel) -> MageForMaskedImageModeling:

@@ -150,7 +150,7 @@ def test_label_dropout_follows_torch_s_seed_and_is_off_in_evaluation(conditional
 
 
 def test_label_dropout_has_the_configured_rate(conditional_model: MageForMaskedImageModeling):
-    dropped = conditional_model._drop_classes(torch.full((20_000,), 7))
+    dropped = conditional_model.mage._drop_classes(torch.full((20_000,), 7))
     assert set(dropped.tolist()) == {-1, 7}
     assert (dropped == -1).float().mean().item() == pytest.approx(0.1, abs=0.01)
 

@@ -444,6 +444,8 @@ class MageModel(MagePreTrainedModel):
         grid, input_ids = tuple(image_tokens.shape[1:]), image_tokens.flatten(1)
         self._check_masks(input_ids, bool_masked_pos, bool_dropped_pos)
         self._check_class_labels(input_ids, class_labels)
+        if self.training and class_labels is not None:
+            class_labels = self._drop_classes(class_labels)
         if bool_masked_pos is not None:
             input_ids = input_ids.masked_fill(bool_masked_pos, self.config.mask_token_id)
         kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
@@ -546,6 +548,13 @@ class MageModel(MagePreTrainedModel):
         if _is_on_host(labels) and labels.numel() and labels.max() >= classes:
             raise ValueError(f"`class_labels` must be below {classes}, got {int(labels.max())}.")
 
+    def _drop_classes(self, class_labels: torch.LongTensor) -> torch.LongTensor:
+        """Replaces some labels by the unconditional token, so that guidance has something to contrast a class with."""
+        if self.config.class_dropout_prob == 0:
+            return class_labels
+        is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+        return class_labels.masked_fill(is_dropped, -1)
+
 
 def kept_positions_of(
     bool_dropped_pos: torch.BoolTensor | None, num_dropped: int | None = None
@@ -615,8 +624,6 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         >>> loss = model(pixel_values, **masks.as_kwargs()).loss
         ```
         """
-        if self.training and class_labels is not None:
-            class_labels = self._drop_classes(class_labels)
         encoded: MageModelOutput = self.mage(
             pixel_values,
             input_ids,
@@ -640,13 +647,6 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-
-    def _drop_classes(self, class_labels: torch.LongTensor) -> torch.LongTensor:
-        """Replaces some labels by the unconditional token, so that guidance has something to contrast a class with."""
-        if self.config.class_dropout_prob == 0:
-            return class_labels
-        is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
-        return class_labels.masked_fill(is_dropped, -1)
 
     def _predict(
         self,

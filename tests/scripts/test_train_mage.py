@@ -52,6 +52,7 @@ def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list
         [],
         ["--tokenized_views", "3"],
         ["--contrastive_weight", "0.1", "--use_ema"],
+        ["--contrastive_weight", "0.1", "--gradient_accumulation_steps", "2"],
         ["--in_memory_limit", "0", "--gradient_accumulation_steps", "2"],
         ["--streaming", "--shuffle_window", "2"],
         ["--streaming", "--dataloader_num_workers", "2"],

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MageMasks, sample_masks
+from transformers_mage.training.contrastive import contrast_passes
 from transformers_mage.training.pretraining import MageForPreTraining
 
 IMAGES = 16
@@ -31,8 +32,13 @@ def part_of(masks: MageMasks, rows: torch.Tensor) -> MageMasks:
     return MageMasks(masked, masks.bool_dropped_pos[rows], masks.num_dropped, int(masked.sum()))
 
 
-def gradients(file: Path, contrastive_weight: float, accumulation: int = 1, shards: bool = False):
-    """Saves the gradients of one update over the same images: those of all processes and passes together."""
+def gradients(
+    file: Path, contrastive_weight: float, accumulation: int = 1, shards: bool = False, together: bool = True
+):
+    """
+    Saves the gradients of one update over the same images: those of all processes and passes together, or of passes
+    that know nothing of each other.
+    """
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -45,11 +51,14 @@ def gradients(file: Path, contrastive_weight: float, accumulation: int = 1, shar
     input_ids = torch.randint(config.codebook_size, (views * IMAGES, config.sequence_length), generator=generator)
     masks = sample_masks(config, len(input_ids), generator=generator)
     images = torch.arange(IMAGES).chunk(accelerator.num_processes * accumulation)
+    passes = []
     for number in range(accumulation):
         mine = images[number * accelerator.num_processes + accelerator.process_index]
         rows = torch.cat([mine + IMAGES * view for view in range(views)])
+        passes.append({"input_ids": input_ids[rows], "masks": part_of(masks, rows)})
+    for kwargs in contrast_passes(model, passes) if contrastive_weight and together else passes:
         with accelerator.accumulate(model):
-            loss, _ = model(input_ids[rows], part_of(masks, rows))
+            loss, _ = model(**kwargs)
             accelerator.backward(loss)
     parameters = accelerator.unwrap_model(model).named_parameters()
     found = {name: whole(parameter.grad) for name, parameter in parameters if parameter.grad is not None}
@@ -94,23 +103,33 @@ def clean_environment():
 @pytest.mark.parametrize("contrastive_weight", [0.0, 0.1], ids=["mage", "mage-c"])
 @pytest.mark.parametrize("shards", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes_equal_one(tmp_path: Path, contrastive_weight: float, shards: bool):
-    gradients(tmp_path / "one", contrastive_weight)
-    debug_launcher(gradients, (tmp_path / "two", contrastive_weight, 1, shards), num_processes=2)
+    gradients(tmp_path / "one", contrastive_weight, together=False)
+    debug_launcher(gradients, (tmp_path / "two", contrastive_weight, 1, shards, False), num_processes=2)
     assert torch.load(tmp_path / "two")["topology"] == {"num_processes": 2, "is_sharded": shards}
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_two_passes_equal_one(tmp_path: Path):
-    gradients(tmp_path / "one", 0.0)
-    gradients(tmp_path / "two", 0.0, accumulation=2)
+@pytest.mark.parametrize("contrastive_weight", [0.0, 0.1], ids=["mage", "mage-c"])
+def test_two_passes_equal_one(tmp_path: Path, contrastive_weight: float):
+    gradients(tmp_path / "one", contrastive_weight, together=False)
+    gradients(tmp_path / "two", contrastive_weight, accumulation=2)
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_the_contrastive_loss_sees_the_images_of_all_processes(tmp_path: Path):
-    """Were the negatives only those of the own process, the gradients would be those of two halves."""
-    gradients(tmp_path / "one", 0.1)
-    gradients(tmp_path / "halves", 0.1, accumulation=2)
+@pytest.mark.parametrize("shards", [False, True], ids=["ddp", "fsdp2"])
+def test_two_contrastive_passes_of_two_processes_equal_one(tmp_path: Path, shards: bool):
+    gradients(tmp_path / "one", 0.1, together=False)
+    debug_launcher(gradients, (tmp_path / "four", 0.1, 2, shards), num_processes=2)
+    assert torch.load(tmp_path / "four")["topology"] == {"num_processes": 2, "is_sharded": shards}
+    assert_same(tmp_path / "one", tmp_path / "four")
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_the_contrastive_loss_sees_the_images_of_all_processes_and_passes(tmp_path: Path):
+    """Were the negatives only those of the own pass, the gradients would be those of two halves."""
+    gradients(tmp_path / "one", 0.1, together=False)
+    gradients(tmp_path / "halves", 0.1, accumulation=2, together=False)
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "one", tmp_path / "halves")

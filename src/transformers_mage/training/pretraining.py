@@ -17,7 +17,7 @@ from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
-from .contrastive import ProjectionHead, info_nce
+from .contrastive import Contrast, ProjectionHead, info_nce
 from .data import Batch, validation_images
 from .tokenizer import code_counts, code_perplexity
 from .tracking import Metric, loss_by_mask_ratio
@@ -42,18 +42,28 @@ class MageForPreTraining(nn.Module):
         self.projection = ProjectionHead(mage.config.hidden_size) if contrastive_weight else None
 
     def forward(
-        self, input_ids: torch.LongTensor, masks: MageMasks, class_labels: torch.LongTensor | None = None
-    ) -> tuple[torch.Tensor, dict[str, Metric]]:
+        self,
+        input_ids: torch.LongTensor,
+        masks: MageMasks,
+        class_labels: torch.LongTensor | None = None,
+        contrast: Contrast | None = None,
+        only_project: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, Metric]] | torch.Tensor:
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 with a contrastive loss, one view of all images and then the other view of all images.
             masks ([`MageMasks`]): for all of them.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): see [`MageModel`].
+            contrast ([`Contrast`], *optional*):
+                the contrastive loss of all passes of an update; by default each has a loss of its own.
+            only_project (`bool`): compute nothing but the projections that the contrastive loss compares.
 
         Returns:
-            The loss, and what is worth knowing about the step.
+            The loss, and what is worth knowing about the step; or the projections, `(batch_size, projection_size)`.
         """
+        if only_project:
+            return self._project(self._encode(input_ids, masks, class_labels))
         output = self.mage(input_ids=input_ids, class_labels=class_labels, **masks.as_kwargs())
         loss = output.loss
         metrics = {"reconstruction_loss": output.loss, "accuracy": token_accuracy(output)}
@@ -61,10 +71,27 @@ class MageForPreTraining(nn.Module):
             metrics |= loss_by_mask_ratio(output.loss, masks)
             metrics["code_perplexity"] = code_perplexity(code_counts(input_ids, self.mage.config.codebook_size))
         if self.projection is not None and self.training:
-            features = output.encoder_last_hidden_state[:, 1:].mean(dim=1)
-            metrics["contrastive_loss"] = info_nce(*self.projection(features).chunk(2), self.temperature)
+            metrics["contrastive_loss"] = self._contrast(self._project(output.encoder_last_hidden_state), contrast)
             loss = loss + self.contrastive_weight * metrics["contrastive_loss"]
         return loss, {"loss": loss, **metrics}
+
+    def _encode(
+        self, input_ids: torch.LongTensor, masks: MageMasks, class_labels: torch.LongTensor | None
+    ) -> torch.Tensor:
+        hidden = {"bool_masked_pos": masks.bool_masked_pos, "bool_dropped_pos": masks.bool_dropped_pos}
+        encoder = self.mage.mage
+        return encoder(
+            input_ids=input_ids, class_labels=class_labels, num_dropped=masks.num_dropped, **hidden
+        ).last_hidden_state
+
+    def _project(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """(batch_size, projection_size) of the mean over the tokens."""
+        return self.projection(last_hidden_state[:, 1:].mean(dim=1))
+
+    def _contrast(self, projections: torch.Tensor, contrast: Contrast | None) -> torch.Tensor:
+        if contrast is None:
+            return info_nce(*projections.chunk(2), self.temperature)
+        return contrast.loss_of(projections)
 
 
 @torch.no_grad()

@@ -177,9 +177,10 @@ class TrainingRun:
                 self.save()
             raise
 
-    def generator(self) -> torch.Generator:
-        """Randomness of this pass of this process, whatever came before."""
-        number = self.progress.samples_seen * self.accelerator.num_processes + self.accelerator.process_index
+    def generator(self, passes_ahead: int = 0) -> torch.Generator:
+        """Randomness of this pass, or of one that is prepared ahead, of this process, whatever came before."""
+        samples_seen = self.progress.samples_seen + passes_ahead * self.samples_per_pass
+        number = samples_seen * self.accelerator.num_processes + self.accelerator.process_index
         return torch.Generator().manual_seed((self.arguments.seed * 1_000_003 + number) % 2**63)
 
     def update(self, loss: torch.Tensor, metrics: dict[str, Metric]):
