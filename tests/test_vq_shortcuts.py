@@ -53,9 +53,30 @@ def test_decoding_costs_what_the_original_costs(stock):
     assert 1.3 < before / flops() < 1.5
 
 
-def test_trained_tokenizers_are_left_alone():
+def test_trained_tokenizers_do_all_that_they_do_to_the_bit():
     vqvae = VQModel(**SMALL_VQ_CONFIG)
-    assert skip_noop_layers(vqvae) == 0
+    lean = copy.deepcopy(vqvae)
+    assert skip_noop_layers(lean) == 0
+    pixels, latents = torch.rand(2, 3, 8, 8), torch.randn(2, 4, 2, 2)
+    kept = pixels.clone()
+    for inference in (torch.no_grad, torch.enable_grad):
+        with inference():
+            assert torch.equal(lean.encoder(pixels), vqvae.encoder(pixels))
+            assert torch.equal(lean.decoder(latents), vqvae.decoder(latents))
+    assert torch.equal(pixels, kept)
+
+
+def test_gradients_pass_through_a_frozen_tokenizer(stock, pixels):
+    """To the bit, where one wants pixels to fit tokens: nothing is done in place that the way back needs."""
+    short = copy.deepcopy(stock)
+    skip_noop_layers(short)
+    gradients = []
+    for vqvae in (stock, short):
+        latents = torch.linspace(-1, 1, 32 * 16).view(1, 32, 4, 4).requires_grad_()
+        vqvae.decoder(latents).square().mean().backward()
+        gradients.append(latents.grad)
+    assert torch.allclose(*gradients, atol=1e-7)
+    assert gradients[0].abs().max() > 1e-4
 
 
 def test_weights_that_learn_take_the_long_way(stock, pixels):

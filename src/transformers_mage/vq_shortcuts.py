@@ -1,10 +1,10 @@
 """
-Runs a converted tokenizer at the cost of the original.
+Runs a tokenizer at the cost of the original.
 
 The tokenizer of MAGE loads exactly into the stock diffusers `VQModel`, at a price: residual blocks, shortcuts and
 poolings that the original does not have or does more cheaply become layers with special weights (zeros, an average).
 `skip_noop_layers` finds them and gives each a class of its own, with the same parameters under the same names, that
-computes the same in the cheap way. Trained tokenizers have no such layers and are left as they are.
+computes the same in the cheap way. All other residual blocks, which divide their sum by one, stop doing so.
 """
 
 import torch
@@ -15,23 +15,39 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 
+class LeanResnetBlock(ResnetBlock2D):
+    """A residual block, to the bit, without a division by one and, where no gradients are recorded, in place."""
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return self.branch(input_tensor).add_(shortcut)
+
+    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the block adds to its shortcut."""
+        in_place = not torch.is_grad_enabled()
+        hidden_states = self.conv1(F.silu(self.norm1(hidden_states), inplace=in_place))
+        return self.conv2(F.silu(self.norm2(hidden_states), inplace=in_place))
+
+
 class _Shortcut(nn.Module):
     """Takes the short way as long as the weights are frozen, and forgets it when others are loaded."""
 
-    stock_class: type[nn.Module]
+    general_class: type[nn.Module]
 
     def takes_short_way(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self.__class__ = self.stock_class
+        self.__class__ = self.general_class
 
 
-class IdentityResnetBlock(_Shortcut, ResnetBlock2D):
+class IdentityResnetBlock(_Shortcut, LeanResnetBlock):
     """A residual block whose branch is zero."""
 
-    stock_class = ResnetBlock2D
+    general_class = LeanResnetBlock
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
         if self.takes_short_way():
@@ -39,22 +55,21 @@ class IdentityResnetBlock(_Shortcut, ResnetBlock2D):
         return super().forward(input_tensor, temb, *args, **kwargs)
 
 
-class BranchOnlyResnetBlock(_Shortcut, ResnetBlock2D):
+class BranchOnlyResnetBlock(_Shortcut, LeanResnetBlock):
     """A residual block whose shortcut is zero."""
 
-    stock_class = ResnetBlock2D
+    general_class = LeanResnetBlock
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
-        if not self.takes_short_way():
-            return super().forward(input_tensor, temb, *args, **kwargs)
-        hidden_states = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
-        return self.conv2(self.nonlinearity(self.norm2(hidden_states)))
+        if self.takes_short_way():
+            return self.branch(input_tensor)
+        return super().forward(input_tensor, temb, *args, **kwargs)
 
 
 class AveragePoolDownsample(_Shortcut, Downsample2D):
     """A strided convolution that averages 2 x 2 pixels."""
 
-    stock_class = Downsample2D
+    general_class = Downsample2D
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if self.takes_short_way():
@@ -75,29 +90,37 @@ def average_pool_kernel(channels: int) -> torch.Tensor:
 @torch.no_grad()
 def skip_noop_layers(vqvae: VQModel) -> int:
     """
-    Lets the layers of `vqvae` that do nothing, or only average, cost nothing. The outputs, the modules' names and the
-    `state_dict` stay the same.
+    Lets what the layers of `vqvae` do in vain, or could do more cheaply, cost nothing. The outputs, the modules' names
+    and the `state_dict` stay the same.
 
     Returns:
-        `int`: the number of layers that now take the short way.
+        `int`: the number of layers that do nothing, or only average, and now take the short way.
     """
     found = 0
     for module in vqvae.modules():
-        shortcut = _shortcut_for(module)
-        if shortcut is not None:
-            module.__class__ = shortcut
-            found += 1
+        cheapest = _cheapest_class_for(module)
+        if cheapest is not type(module):
+            module.__class__ = cheapest
+            found += issubclass(cheapest, _Shortcut)
     return found
 
 
-def _shortcut_for(module: nn.Module) -> type[nn.Module] | None:
-    if type(module) is ResnetBlock2D:
+def _cheapest_class_for(module: nn.Module) -> type[nn.Module]:
+    if type(module) in (ResnetBlock2D, LeanResnetBlock) and _only_adds(module):
         if module.conv_shortcut is not None:
-            return BranchOnlyResnetBlock if _is_zero(module.conv_shortcut) else None
-        return IdentityResnetBlock if _is_zero(module.conv2) else None
+            return BranchOnlyResnetBlock if _is_zero(module.conv_shortcut) else LeanResnetBlock
+        return IdentityResnetBlock if _is_zero(module.conv2) else LeanResnetBlock
     if type(module) is Downsample2D and _averages(module):
         return AveragePoolDownsample
-    return None
+    return type(module)
+
+
+def _only_adds(block: ResnetBlock2D) -> bool:
+    """Whether the block is what all those of a `VQModel` are, of the many things that its class can be."""
+    resizes = block.upsample is not None or block.downsample is not None
+    is_conditioned = block.time_emb_proj is not None or block.time_embedding_norm == "scale_shift"
+    scales = block.output_scale_factor != 1 or block.dropout.p > 0
+    return isinstance(block.nonlinearity, nn.SiLU) and not (resizes or is_conditioned or scales)
 
 
 def _is_zero(layer: nn.Module) -> bool:
