@@ -254,6 +254,14 @@ def test_an_image_of_a_class_does_not_depend_on_its_batch(conditional_pipeline: 
     assert torch.equal(together[1:2], alone)
 
 
+def test_images_of_a_class_begin_from_one_prediction(conditional_pipeline: MagePipeline, monkeypatch):
+    """Blank canvases of a class are all alike, so that it makes no difference whether all of them are looked at."""
+    kwargs = {"class_labels": [1, None, 3], "num_images": 2, "guidance_scale": 2.0}
+    once = tokens_of(conditional_pipeline, **kwargs)
+    monkeypatch.setattr(conditional_pipeline, "_is_compiled", True)
+    assert torch.equal(tokens_of(conditional_pipeline, **kwargs), once)
+
+
 def test_no_class_among_classes_is_the_unconditional_token(conditional_pipeline: MagePipeline):
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in (0, 1)]

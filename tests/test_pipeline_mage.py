@@ -82,6 +82,24 @@ def test_model_runs_once_a_step(small_pipeline, monkeypatch):
     assert len(calls) == 5
 
 
+def test_blank_canvases_are_predicted_once(small_pipeline, monkeypatch):
+    """Four images begin alike, so the first step sees one of them; and they end as if it had seen all."""
+    seen, forward = [], small_pipeline.model.forward
+
+    def watched(*args, input_ids: torch.Tensor, **kwargs):
+        seen.append(len(input_ids))
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(small_pipeline.model, "forward", watched)
+    made = {"num_images": 4, "num_inference_steps": 3, "output_type": "latent"}
+    images = small_pipeline(generator=seeded(), **made).images
+    assert seen == [1, 4, 4]
+
+    monkeypatch.setattr(small_pipeline, "_is_compiled", True)
+    assert torch.equal(small_pipeline(generator=seeded(), **made).images, images)
+    assert seen[3:] == [4, 4, 4]
+
+
 def test_decoding_takes_a_few_images_at_a_time(small_pipeline, monkeypatch):
     """As many as have the pixels of 3 of them, so that memory does not grow with the batch."""
     tokens = torch.randint(16, (7, 8, 8))

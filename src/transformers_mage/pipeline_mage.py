@@ -86,6 +86,7 @@ class MagePipeline(DiffusionPipeline):
         self.pixel_processor = VaeImageProcessor(resample="bicubic", **channels, **prepare)
         self.mask_processor = VaeImageProcessor(resample="nearest", do_convert_grayscale=True, **prepare)
         self._code_colors = None
+        self._is_compiled = False
 
     @property
     def vqvae(self) -> VQModel | None:
@@ -177,7 +178,9 @@ class MagePipeline(DiffusionPipeline):
                 guidance = guidance_at(guidance_scale, guidance_schedule, (step + 1) / num_steps)
                 # CUDA graphs, if the step was compiled, may forget the step before.
                 torch.compiler.cudagraph_mark_step_begin()
-                logits = self._predict_logits(tokens.unflatten(1, canvas.grid_size), labels, guidance)
+                # Blank canvases of a prompt are all alike. Compiled, fewer of them would take graphs of their own.
+                alike = num_images if step == 0 and image is None and not self._is_compiled else 1
+                logits = self._predict_logits(tokens.unflatten(1, canvas.grid_size), labels, guidance, alike)
                 tokens = self.scheduler.step(logits, timestep, tokens, generator).prev_sample
                 if callback_on_step_end is not None:
                     offered = self._offer(callback_on_step_end_tensor_inputs, tokens, canvas.grid_size)
@@ -336,9 +339,15 @@ class MagePipeline(DiffusionPipeline):
         return canvas.tokens.flatten(1).masked_fill(is_hidden, self.model.config.mask_token_id)
 
     def _predict_logits(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, guidance: float
+        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, guidance: float, alike: int = 1
     ) -> torch.FloatTensor:
-        """(batch_size, sequence_length, codebook_size), guided: both passes in one batch."""
+        """
+        (batch_size, sequence_length, codebook_size), guided: both passes in one batch. Of each `alike` canvases in a
+        row only the first is looked at.
+        """
+        if alike > 1:
+            class_labels = None if class_labels is None else class_labels[::alike]
+            return self._predict_logits(tokens[::alike], class_labels, guidance).repeat_interleave(alike, dim=0)
         if class_labels is None or guidance == 0:
             return self._predict_canvas(tokens, class_labels)
         class_labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL_LABEL)])
@@ -371,6 +380,7 @@ class MagePipeline(DiffusionPipeline):
             mode (`str`, *optional*): of `torch.compile`; by default `"reduce-overhead"` on a GPU, else `"default"`.
             kwargs: what else `torch.compile` takes.
         """
+        self._is_compiled = True
         on_gpu = self._execution_device.type == "cuda"
         step_mode = mode or ("reduce-overhead" if on_gpu else "default")
         self.model.compile(fullgraph=True, mode=step_mode, **kwargs)
