@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from transformers_mage.training.augmentation import (
     BrokenImageError,
@@ -11,6 +12,7 @@ from transformers_mage.training.augmentation import (
     RandomViews,
     center_view,
     crop_box,
+    draft,
     open_image,
     size_of,
 )
@@ -49,6 +51,39 @@ def test_views_of_one_image_depend_on_the_seed_alone(photo: Image.Image):
     assert torch.equal(first, views(photo, (0, 1)))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, views(photo, (0, 2)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK"])
+def test_a_view_is_a_crop_resized_and_sees_nothing_around_it(photo: Image.Image, mode: str):
+    image = photo.convert(mode)
+    box = crop_box(image.size, 0.2, 4 / 3, np.random.default_rng(3))
+    expected = image.convert("RGB").crop(box).resize((16, 16), Image.Resampling.BICUBIC)
+    view = ImageViews((16, 16), horizontal_flip=False)(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 3)
+    assert torch.equal(view[0], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+def test_large_photographs_are_decoded_no_larger_than_it_takes():
+    """A crop that stays twice as large as its view: the same to the eye (over 40 dB)."""
+    photograph = Image.fromarray(load_sample_images().images[0])
+    file, box = encoded(photograph, "JPEG"), (101, 55, 511, 399)
+    image = Image.open(io.BytesIO(file["bytes"]))
+    assert draft(image, [box, (0, 0, 640, 427)], (80, 80)) == 0.5
+    assert image.size == (320, 214)
+
+    views = ImageViews((80, 80))
+    image = Image.open(io.BytesIO(file["bytes"]))
+    drafted = views._view(image, draft(image, [box], (80, 80)), box, mirror=False)
+    whole = views._view(Image.open(io.BytesIO(file["bytes"])), 1.0, box, mirror=False)
+    error = np.square(drafted.astype(float) - whole).mean()
+    assert 0 < error < 255**2 / 10**4
+
+
+def test_nothing_is_drafted_that_would_show_or_is_no_jpeg():
+    photograph = Image.fromarray(load_sample_images().images[0])
+    for kind, boxes in (("JPEG", [(0, 0, 640, 427), (0, 0, 200, 200)]), ("PNG", [(0, 0, 640, 427)])):
+        image = Image.open(io.BytesIO(encoded(photograph, kind)["bytes"]))
+        assert draft(image, boxes, (64, 64)) == 1
+        assert image.size == (640, 427)
 
 
 def test_views_of_a_batch_stay_in_range(photo: Image.Image):
@@ -102,3 +137,5 @@ def test_a_truncated_jpeg_is_broken(photo: Image.Image):
     assert size_of({"bytes": whole}) == (20, 30)
     with pytest.raises(BrokenImageError, match="truncated"):
         open_image({"bytes": whole[:-100]}, channels=3)
+    with pytest.raises(BrokenImageError, match="truncated"):
+        ImageViews((8, 8))({"bytes": whole[:-100]}, (0,))
