@@ -9,10 +9,15 @@ whole vocabulary at all positions, a tokenizer that executes the layers that do 
 """
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+# What the profiler says of itself, and of memory that was there before it. Read when torch is loaded.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 
@@ -25,7 +30,7 @@ from transformers_mage.benchmarking.measuring import (
 )
 from transformers_mage.benchmarking.models import SIZES, build_model, plain_copy
 from transformers_mage.benchmarking.reporting import as_json, describe_machine, markdown_table, ratio_table
-from transformers_mage.benchmarking.workloads import ON_HOST, WORKLOADS, Setting, count_flops
+from transformers_mage.benchmarking.workloads import ON_HOST, WITHOUT_PLAIN_PATH, WORKLOADS, Setting, count_flops
 from transformers_mage.training.arguments import argument, parse_arguments
 
 
@@ -44,6 +49,10 @@ class BenchmarkArguments:
         None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
+    dataloader_num_workers: int = argument(0, "Processes that load, in `load-tokens` and `load-jpegs`.")
+    jpeg_size: list[int] = field(
+        default_factory=lambda: [375, 500], metadata={"help": "Height and width of the files of `load-jpegs`."}
+    )
     warmup: int = argument(1, "Calls before the first that counts.")
     repetitions: int = argument(5, "Calls that count.")
     memory: bool = argument(True, "Measure the peak of memory, in a call of its own.")
@@ -60,8 +69,16 @@ class BenchmarkArguments:
         for name in ("batch_size", "num_inference_steps", "repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.warmup < 0:
-            raise ValueError(f"`--warmup` must be 0 or more, got {self.warmup}.")
+        for name in ("warmup", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
+        if self.batch_size % max(self.dataloader_num_workers, 1):
+            raise ValueError(
+                f"`--batch_size` {self.batch_size} must be a multiple of `--dataloader_num_workers` "
+                f"{self.dataloader_num_workers}: each loads an equal part."
+            )
+        if len(self.jpeg_size) != 2 or min(self.jpeg_size) < 1:
+            raise ValueError(f"`--jpeg_size` takes a height and a width, got {self.jpeg_size}.")
 
 
 def main(argv: list[str] | None = None):
@@ -113,18 +130,15 @@ def measure(
 
 def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.device) -> dict[str, Setting]:
     model = build_model(arguments.size, device)
-    settings = {
-        "fast": Setting(
-            model,
-            arguments.batch_size,
-            getattr(torch, arguments.dtype),
-            arguments.num_inference_steps,
-            arguments.compile,
-        )
+    common = {
+        "batch_size": arguments.batch_size,
+        "num_inference_steps": arguments.num_inference_steps,
+        "num_workers": arguments.dataloader_num_workers,
+        "jpeg_size": tuple(arguments.jpeg_size),
     }
-    if arguments.compare == "plain" and workload not in ON_HOST:
-        plain = Setting(plain_copy(model), arguments.batch_size, num_inference_steps=arguments.num_inference_steps)
-        settings["plain"] = plain
+    settings = {"fast": Setting(model, dtype=getattr(torch, arguments.dtype), is_compiled=arguments.compile, **common)}
+    if arguments.compare == "plain" and workload not in WITHOUT_PLAIN_PATH:
+        settings["plain"] = Setting(plain_copy(model), **common)
     return settings
 
 

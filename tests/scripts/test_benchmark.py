@@ -19,10 +19,10 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
 
     figures = json.loads((tmp_path / "figures.json").read_text())
     variants = {(result["workload"], result["variant"]) for result in figures["results"]}
-    compared = ("train", "train-pixels", "features", "generate", "encode", "decode")
+    compared = ("train", "train-pixels", "features", "generate", "encode", "decode", "load-jpegs")
     assert variants == {(workload, variant) for workload in compared for variant in ("fast", "plain")} | {
-        ("load-tokens", "fast"), ("load-jpegs", "fast"),
-    }  # fmt: skip
+        ("load-tokens", "fast")
+    }
     for result in figures["results"]:
         assert len(result["seconds"]) == 2
         assert (result["peak_memory"] is None) == result["workload"].startswith("load")
@@ -38,11 +38,21 @@ def test_profile_and_half_precision(benchmark, capsys):
     assert "`aten::mkldnn_convolution`" in capsys.readouterr().out
 
 
+def test_loading_by_workers(benchmark, tmp_path):
+    words = ["--workloads", "load-tokens", "load-jpegs", "--dataloader_num_workers", "2", "--jpeg_size", "60", "80"]
+    benchmark([*TINY, *words, "--repetitions", "3", "--json", tmp_path / "figures.json"])
+
+    results = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert [result["images_per_second"] > 0 for result in results] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--workloads", "sing"], "can be train, .*, got sing"),
         (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
+        (["--dataloader_num_workers", "3"], "`--batch_size` 2 must be a multiple of `--dataloader_num_workers` 3"),
+        (["--jpeg_size", "100"], "`--jpeg_size` takes a height and a width"),
         (["--device", "abacus"], "`--device abacus` is not there"),
     ],
 )

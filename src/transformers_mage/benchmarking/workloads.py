@@ -34,6 +34,8 @@ class Setting:
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
         is_compiled (`bool`): whether the pipeline compiles its steps.
+        num_workers (`int`): processes that load, beside this one; 0 loads in this one.
+        jpeg_size (`tuple[int, int]`): height and width of what is loaded.
     """
 
     model: MageForMaskedImageModeling
@@ -41,6 +43,8 @@ class Setting:
     dtype: torch.dtype = torch.float32
     num_inference_steps: int = 20
     is_compiled: bool = False
+    num_workers: int = 0
+    jpeg_size: tuple[int, int] = (375, 500)
 
     @property
     def device(self) -> torch.device:
@@ -179,29 +183,51 @@ def _tokenizer(setting: Setting) -> torch.nn.Module:
 
 
 def load_tokens(setting: Setting) -> Run:
-    """Batches of a token cache."""
+    """Batches of a token cache, as training loads them."""
     from ..training.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
 
     config, folder = setting.model.config, Path(tempfile.mkdtemp())
     rows = np.random.default_rng(0).integers(config.codebook_size, size=(4096, config.sequence_length))
     save_shard(_as_dataset([rows.astype(np.uint16)], None), shard_folder(folder, 0, 1))
     CacheMetadata("", {"num_views": 1}, list(config.grid_size), {}, 0, 1).save(folder)
-    cache, order = CachedTokens(folder), np.random.default_rng(0)
-    return lambda: cache.__getitems__(order.integers(len(cache), size=setting.batch_size).tolist())
+    return _load(setting, CachedTokens(folder))
 
 
 def load_jpegs(setting: Setting) -> Run:
-    """Random views of JPEG files of the usual size of ImageNet's, on one core."""
-    from ..training.augmentation import ImageViews
+    """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
+    from datasets import Dataset, Features
+    from datasets import Image as EncodedImage
+
+    from ..training.augmentation import ImageViews, open_image
+    from ..training.data import EncodedImages
 
     config = setting.model.config
     views = ImageViews([config.patch_size * side for side in config.grid_size])
     files = []
     for seed in range(8):
         buffer = io.BytesIO()
-        Image.fromarray((pink_noise(375, 500, seed) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        files.append({"bytes": buffer.getvalue()})
-    return lambda: [views(files[i % len(files)], (0, i)) for i in range(setting.batch_size)]
+        Image.fromarray((pink_noise(*setting.jpeg_size, seed) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    columns = Features({"image": EncodedImage(decode=False)})
+    dataset = Dataset.from_dict({"image": [files[i % len(files)] for i in range(1024)]}, features=columns)
+    if isinstance(setting.model, PlainMage):
+        return _load(
+            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
+        )
+    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+
+
+def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
+    """The batch in equal parts, one of each worker, so that none can have worked ahead."""
+    from ..training.arguments import TrainingArguments
+    from ..training.data import IndexedSource
+
+    parts = max(setting.num_workers, 1)
+    arguments = TrainingArguments(
+        train_batch_size=setting.batch_size // parts, dataloader_num_workers=setting.num_workers
+    )
+    batches = IndexedSource(dataset, arguments).batches(samples_seen=0)
+    return lambda: [next(batches) for _ in range(parts)]
 
 
 def pink_noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -227,6 +253,7 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 }
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
+WITHOUT_PLAIN_PATH = ("load-tokens",)
 
 
 def count_flops(workload: str, model: MageForMaskedImageModeling, num_inference_steps: int = 20) -> float:
@@ -243,4 +270,4 @@ def count_flops(workload: str, model: MageForMaskedImageModeling, num_inference_
     return counter.get_total_flops()
 
 
-__all__ = ["ON_HOST", "WORKLOADS", "Setting", "count_flops", "pink_noise"]
+__all__ = ["ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting", "count_flops", "pink_noise"]
