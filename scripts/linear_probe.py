@@ -13,6 +13,7 @@ images, and weighted nearest neighbours; here of three layers, for 1, 10 and 25 
 Results go to `results.json` and, as a table, to `results.md`; the best probe is saved as a classifier.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def probe_cached_features(
     if not accelerator.is_main_process:
         return []
     known = known.rows(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
-    results, probes, num_labels = [], {}, len(train.classes)
+    results, probes, num_labels, start = [], {}, len(train.classes), time.perf_counter()
     for name, features in known.features.items():
         probes[name] = fit_best_probe(features, known.labels, num_labels, arguments.penalty, arguments.seed)
         neighbours = nearest_neighbour_scores(
@@ -186,6 +187,8 @@ def probe_cached_features(
         )
         for method, logits in (("linear probe", probes[name](unknown.features[name])), ("k-NN", neighbours)):
             results.append(Result.of(arguments, f"{method}, {name}", len(known), score(logits, unknown.labels)))
+    seconds = time.perf_counter() - start
+    logger.info(f"Learned from {len(known)} images and scored {len(unknown)} in {seconds:.2f} s: {', '.join(probes)}.")
     chosen = best([result for result in results if result.classifier.startswith("linear probe")])
     feature = chosen.classifier.removeprefix("linear probe, ")
     save_probe(extractor.model, feature, probes[feature].as_head(), validation, arguments)

@@ -19,7 +19,7 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
 
     figures = json.loads((tmp_path / "figures.json").read_text())
     variants = {(result["workload"], result["variant"]) for result in figures["results"]}
-    compared = ("train", "train-pixels", "features", "generate", "encode", "decode", "load-jpegs")
+    compared = ("train", "train-pixels", "features", "extract", "generate", "encode", "decode", "load-jpegs")
     assert variants == {(workload, variant) for workload in compared for variant in ("fast", "plain")} | {
         ("load-tokens", "fast")
     }

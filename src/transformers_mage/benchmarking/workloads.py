@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .models import PlainMage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Run = Callable[[], object]
 
@@ -116,6 +120,28 @@ def features(setting: Setting) -> Run:
     return encode
 
 
+def extract(setting: Setting) -> Run:
+    """Features of a dataset in memory, decoded, computed and written as scripts/extract_features.py does."""
+    from accelerate import Accelerator
+
+    from ..training.features import FeatureExtractor, FeatureStore, extract_features
+    from ..training.labelled_images import EvaluationImages
+
+    encoder = _for_inference(setting).mage
+    if setting.is_compiled:
+        encoder.compile()
+    pixels = setting.pixels()
+    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), "image", None, tuple(pixels.shape[1:]))
+    extractor, accelerator = FeatureExtractor(encoder), Accelerator(cpu=setting.device.type == "cpu")
+
+    def run():
+        with tempfile.TemporaryDirectory() as folder:
+            store = FeatureStore(Path(folder), "train", len(images), {})
+            extract_features(extractor, images, store, accelerator, setting.batch_size, setting.num_workers)
+
+    return run
+
+
 def generate(setting: Setting) -> Run:
     """Images from nothing."""
     model = _for_inference(setting)
@@ -195,26 +221,30 @@ def load_tokens(setting: Setting) -> Run:
 
 def load_jpegs(setting: Setting) -> Run:
     """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
-    from datasets import Dataset, Features
-    from datasets import Image as EncodedImage
-
     from ..training.augmentation import ImageViews, open_image
     from ..training.data import EncodedImages
 
-    config = setting.model.config
+    config, dataset = setting.model.config, _jpeg_dataset(setting, 1024)
     views = ImageViews([config.patch_size * side for side in config.grid_size])
+    if isinstance(setting.model, PlainMage):
+        return _load(
+            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
+        )
+    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+
+
+def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
+    """A few encoded images over and over."""
+    from datasets import Dataset, Features
+    from datasets import Image as EncodedImage
+
     files = []
     for seed in range(8):
         buffer = io.BytesIO()
         Image.fromarray((pink_noise(*setting.jpeg_size, seed) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         files.append({"bytes": buffer.getvalue(), "path": None})
     columns = Features({"image": EncodedImage(decode=False)})
-    dataset = Dataset.from_dict({"image": [files[i % len(files)] for i in range(1024)]}, features=columns)
-    if isinstance(setting.model, PlainMage):
-        return _load(
-            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
-        )
-    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+    return Dataset.from_dict({"image": [files[i % len(files)] for i in range(length)]}, features=columns)
 
 
 def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
@@ -245,6 +275,7 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
     "train": train,
     "train-pixels": train_pixels,
     "features": features,
+    "extract": extract,
     "generate": generate,
     "encode": encode,
     "decode": decode,
@@ -264,7 +295,10 @@ def count_flops(workload: str, model: MageForMaskedImageModeling, num_inference_
         model ([`MageForMaskedImageModeling`]): on the meta device, with eager attention, since fused kernels are not
             counted everywhere.
     """
-    run = WORKLOADS[workload](Setting(model, batch_size=1, num_inference_steps=num_inference_steps))
+    # Reading and writing is no work of the model.
+    run = WORKLOADS["features" if workload == "extract" else workload](
+        Setting(model, batch_size=1, num_inference_steps=num_inference_steps)
+    )
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
