@@ -7,6 +7,8 @@ from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeli
 
 # The graphs as the compiler sees them, run as they are: making C++ of each takes minutes.
 BACKEND = "eager"
+# And once for all, what users get.
+INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +27,12 @@ def shallow(config: MageConfig, **kwargs) -> MageForMaskedImageModeling:
     return MageForMaskedImageModeling(MageConfig(**values))
 
 
-def test_training_step_of_any_number_of_masked_tokens(small_config):
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+def test_training_step_of_any_number_of_masked_tokens(small_config, backend):
     without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = shallow(small_config, **without_dropout).train()
     tokens = torch.randint(16, (3, 64))
-    compiled = torch.compile(lambda **kwargs: model(**kwargs).loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda **kwargs: model(**kwargs).loss, fullgraph=True, backend=backend)
 
     def gradients_of(forward, masks) -> tuple[torch.Tensor, list[torch.Tensor]]:
         loss = forward(input_ids=tokens, **masks.as_kwargs())
@@ -54,17 +57,21 @@ def test_features(small_config, pixel_values):
         torch.testing.assert_close(compiled(pixel_values).pooler_output, encoder(pixel_values).pooler_output)
 
 
-def test_pipeline(small_config):
+@pytest.mark.parametrize("backend", [BACKEND, INDUCTOR])
+def test_pipeline(small_config, backend):
     model = shallow(small_config, num_classes=3).eval()
     pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id, num_inference_steps=4))
     pipe.set_progress_bar_config(disable=True)
-    calls = [{"num_images": 2}, {"class_labels": [0, 2], "guidance_scale": 2.0}]
+    calls = [{"class_labels": [0, 2], "guidance_scale": 2.0}]
+    if backend == BACKEND:
+        calls.append({"num_images": 2})
     expected = [pipe(generator=seeded(), output_type="pt", **call).images for call in calls]
 
-    pipe.compile(backend=BACKEND)
+    pipe.compile(backend=backend)
 
     for call, images in zip(calls, expected, strict=True):
-        torch.testing.assert_close(pipe(generator=seeded(), output_type="pt", **call).images, images)
+        made = pipe(generator=seeded(), output_type="pt", **call).images
+        torch.testing.assert_close(made, images, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["confidence", "random", "halton"])
