@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import nn
@@ -92,6 +92,8 @@ class TrainingRun:
             configuration = accelerator.state.deepspeed_plugin.deepspeed_config
             configuration["train_micro_batch_size_per_gpu"] = arguments.train_batch_size
             configuration["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
+            # DeepSpeed clips by itself; 0 does not clip there either.
+            configuration["gradient_clipping"] = arguments.max_grad_norm
         optimizer = optimizer or create_optimizer(model, arguments, self.batch_size)
         self.scheduler = create_scheduler(optimizer, arguments, self.source.num_samples, self.batch_size)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -355,7 +357,8 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     trackers = [] if arguments.report_to == "none" else arguments.report_to.split(",")
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        # As a number it would lose against what a file of `accelerate config` says of DeepSpeed.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=arguments.gradient_accumulation_steps),
         log_with=trackers or None,
         project_config=ProjectConfiguration(arguments.output_dir, logging_dir=str(Path(arguments.output_dir, "logs"))),
     )

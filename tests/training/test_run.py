@@ -1,0 +1,33 @@
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.run import create_accelerator
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("said_by_accelerate", [None, "1", "auto"])
+def test_the_recipe_decides_how_many_passes_make_an_update(said_by_accelerate, monkeypatch, tmp_path):
+    """A file of `accelerate config` for DeepSpeed says a number too, or "auto", which reaches the script like this."""
+    if said_by_accelerate is not None:
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", said_by_accelerate)
+    recipe = {"output_dir": str(tmp_path), "report_to": "none"}
+
+    accelerator = create_accelerator(TrainingArguments(gradient_accumulation_steps=3, **recipe))
+    assert accelerator.gradient_accumulation_steps == 3
+
+    accelerator = create_accelerator(TrainingArguments(train_batch_size=4, total_batch_size=20, **recipe))
+    assert accelerator.gradient_accumulation_steps == 5
+
+
+def test_a_total_that_does_not_divide_is_refused(tmp_path):
+    recipe = TrainingArguments(train_batch_size=4, total_batch_size=10, output_dir=str(tmp_path), report_to="none")
+
+    with pytest.raises(SystemExit, match=r"`--total_batch_size` 10 is no multiple of the 4 images"):
+        create_accelerator(recipe)
