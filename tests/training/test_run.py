@@ -31,3 +31,10 @@ def test_a_total_that_does_not_divide_is_refused(tmp_path):
 
     with pytest.raises(SystemExit, match=r"`--total_batch_size` 10 is no multiple of the 4 images"):
         create_accelerator(recipe)
+
+
+def test_half_precision_that_would_not_happen_is_refused(tmp_path):
+    recipe = TrainingArguments(mixed_precision="fp16", output_dir=str(tmp_path), report_to="none")
+
+    with pytest.raises(SystemExit, match="fp16 needs a GPU"):
+        create_accelerator(recipe)

@@ -349,7 +349,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     The topology that `accelerate launch` or the environment says.
 
     Raises:
-        SystemExit: with a message, if `--total_batch_size` cannot be split over the processes.
+        SystemExit: with a message, if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
@@ -362,6 +362,10 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         log_with=trackers or None,
         project_config=ProjectConfiguration(arguments.output_dir, logging_dir=str(Path(arguments.output_dir, "logs"))),
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise SystemExit(
+            "fp16 needs a GPU: Accelerate would compute in float32. Say `--mixed_precision bf16` or `no`."
+        )
     one_pass = arguments.train_batch_size * accelerator.num_processes
     if arguments.total_batch_size:
         if arguments.total_batch_size % one_pass:
