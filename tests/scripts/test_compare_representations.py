@@ -1,6 +1,8 @@
+import dataclasses
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from transformers_mage import MageForMaskedImageModeling
@@ -10,7 +12,7 @@ from .conftest import load_module
 
 
 def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_path: Path, monkeypatch, capsys):
-    module, calls = load_module("probe_digits"), []
+    module, calls = load_module("compare_representations"), []
 
     def run_script(script: str, *flags: object):
         words = [str(word) for word in flags]
@@ -19,12 +21,12 @@ def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_p
         save_results([Result("data/digits", script, "5 shots", 0, 50, 0.25, 0.9, 0.25, 1.0, 360)], folder)
 
     monkeypatch.setattr(module, "run_script", run_script)
-    monkeypatch.setattr(module, "SHOTS", (5,))
+    monkeypatch.setitem(module.SETS, "digits", dataclasses.replace(module.SETS["digits"], shots=(5,)))
     monkeypatch.setattr(module, "NUM_SEEDS", 1)
     card = tmp_path / "README.md"
     card.write_text("Before.\n<!-- representations -->\nold\n<!-- /representations -->\nAfter.\n")
     flags = ["--model_name_or_path", mage_folder, "--output_dir", tmp_path / "out", "--card", card]
-    monkeypatch.setattr(sys, "argv", ["probe_digits.py", *map(str, flags)])
+    monkeypatch.setattr(sys, "argv", ["compare_representations.py", "digits", *map(str, flags)])
     module.main()
     module.main()
 
@@ -38,7 +40,7 @@ def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_p
 
 
 def test_only_the_tokenizer_of_the_random_model_has_learned(mage_folder: Path, tmp_path: Path):
-    load_module("probe_digits").save_random_model(str(mage_folder), tmp_path)
+    load_module("compare_representations").save_random_model(str(mage_folder), tmp_path)
 
     trained, random = (
         MageForMaskedImageModeling.from_pretrained(folder).state_dict() for folder in (mage_folder, tmp_path)
@@ -47,3 +49,8 @@ def test_only_the_tokenizer_of_the_random_model_has_learned(mage_folder: Path, t
     assert {name for name in trained if "vqvae" in name} <= equal
     assert "mage.embeddings.word_embeddings.weight" not in equal
     assert (tmp_path / "preprocessor_config.json").exists()
+
+
+def test_missing_images_are_said_to_be(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"no emoji in .*nowhere: make them, and say where with `--dataset_name"):
+        load_module("compare_representations").load_images("emoji", tmp_path / "nowhere")
