@@ -27,8 +27,11 @@ class LeanResnetBlock(ResnetBlock2D):
     def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the block adds to its shortcut."""
         in_place = not torch.is_grad_enabled()
-        hidden_states = self.conv1(F.silu(self.norm1(hidden_states), inplace=in_place))
-        return self.conv2(F.silu(self.norm2(hidden_states), inplace=in_place))
+        hidden_states = F.silu(self.norm1(hidden_states), inplace=in_place)
+        hidden_states = self.conv1(hidden_states)
+        # A line each, so that what was there before is free when the next one needs memory.
+        hidden_states = F.silu(self.norm2(hidden_states), inplace=in_place)
+        return self.conv2(hidden_states)
 
 
 class _Shortcut(nn.Module):

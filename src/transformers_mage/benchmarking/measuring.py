@@ -70,11 +70,12 @@ def interleave(
     runs: Mapping[str, Callable[[], object]], device: torch.device, warmup: int, repetitions: int
 ) -> dict[str, list[float]]:
     """
-    Seconds of each repetition of each call. They take turns, so that what else the machine does falls on all alike.
+    Seconds of each repetition of each call. They take turns, and turns at being first, so that what else the machine
+    does, and what one leaves behind, falls on all alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in tqdm(range(-warmup, repetitions), desc=f"Timing {', '.join(runs)}", leave=False):
-        for name, run in runs.items():
+        for name, run in list(runs.items())[:: 1 if i % 2 else -1]:
             spent = time_call(run, device)
             if i >= 0:
                 seconds[name].append(spent)
