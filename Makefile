@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test lint demo digits ablation clean
+.PHONY: test lint demo digits ablation emoji clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -22,6 +22,14 @@ digits: $(INSTALLED)
 ablation: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/ablate_digits.py --tokenizer_name_or_path model_cards/mage-digits \
 		--max_train_steps 600 --card model_cards/mage-digits/README.md
+
+# Needs Debian's packages fonts-noto-color-emoji and unicode-data; about two hours of one slow core.
+emoji: $(INSTALLED)
+	$(BIN)/python scripts/make_emoji_dataset.py
+	$(BIN)/python scripts/train_vqgan.py --config configs/vqgan_emoji.yaml --dataset_name outputs/emoji
+	$(BIN)/python scripts/train_mage.py --config configs/mage_emoji.yaml --dataset_name outputs/emoji
+	$(BIN)/python scripts/compare_representations.py emoji --dataset_name outputs/emoji \
+		--model_name_or_path outputs/mage-emoji
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
