@@ -5,7 +5,8 @@ raw pixels, and beside an encoder with random weights.
     python scripts/compare_representations.py digits --card model_cards/mage-digits/README.md
     python scripts/compare_representations.py emoji --dataset_name outputs/emoji --model_name_or_path FOLDER
 
-It prints a table and, with `--card`, puts it there. Parts that are already in `--output_dir` are not repeated.
+It prints a table and, with `--card`, puts it there. Parts that are already in `--output_dir` are not repeated. The
+features of other models join it as `--other_models "MAGE-C=outputs/mage-c-digits"`.
 """
 
 import argparse
@@ -62,6 +63,7 @@ def main():
     parser.add_argument("name", choices=list(SETS), help="the images")
     parser.add_argument("--dataset_name", type=Path, help="their folder; the digits come without one")
     parser.add_argument("--model_name_or_path", default=str(ROOT / "model_cards" / "mage-digits"), help="the model")
+    parser.add_argument("--other_models", nargs="+", default=[], metavar="NAME=FOLDER", help="models to compare with")
     parser.add_argument("--output_dir", type=Path, help="by default outputs/representations-NAME")
     parser.add_argument("--card", type=Path, help="model card whose block `representations` takes the table")
     arguments = parser.parse_args()
@@ -80,16 +82,17 @@ def main():
     parts = {
         "features": (*cached, "--model_name_or_path", model),
         "linear probe": ("linear_probe", "--poolings", "mean", "cls", "--num_seeds", NUM_SEEDS),
-        "random encoder": (*cached, "--model_name_or_path", random),
         "fine-tuning": ("finetune", *labelled),
     }
+    others = {"random encoder": random, **dict(other.split("=", 1) for other in arguments.other_models)}
+    parts |= {other: (*cached, "--model_name_or_path", folder) for other, folder in others.items()}
     results = []
     for part, (script, *flags) in parts.items():
         folder = output_dir / part.replace(" ", "-")
         if not (folder / "results.json").exists():
             config = ["--config", ROOT / "configs" / f"{script}_{name}.yaml", "--model_name_or_path", model]
             run_script(script, *config, *flags, "--dataset_name", data, "--output_dir", folder)
-        results += read_results(folder, part, name)
+        results += read_results(folder, f"{part}: " if part in others else "", name)
     results += probe_pixels(dataset, name)
     save_results(results, output_dir)
     print(table(results))
@@ -120,9 +123,7 @@ def run_script(script: str, *flags: object):
     subprocess.run([str(word) for word in command], check=True)
 
 
-def read_results(folder: Path, part: str, name: str) -> list[Result]:
-    """A part's results; those of another encoder under its name."""
-    prefix = f"{part}: " if part == "random encoder" else ""
+def read_results(folder: Path, prefix: str, name: str) -> list[Result]:
     rows = json.loads((folder / "results.json").read_text())
     return [Result(**{**row, "classifier": prefix + row["classifier"], "dataset": name}) for row in rows]
 

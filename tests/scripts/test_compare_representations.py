@@ -26,13 +26,16 @@ def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_p
     card = tmp_path / "README.md"
     card.write_text("Before.\n<!-- representations -->\nold\n<!-- /representations -->\nAfter.\n")
     flags = ["--model_name_or_path", mage_folder, "--output_dir", tmp_path / "out", "--card", card]
+    flags += ["--other_models", "MAGE-C=contrastive"]
     monkeypatch.setattr(sys, "argv", ["compare_representations.py", "digits", *map(str, flags)])
     module.main()
     module.main()
 
     text = card.read_text()
-    assert [call[0] for call in calls] == ["linear_probe"] * 3 + ["finetune"]
+    assert [call[0] for call in calls] == ["linear_probe", "linear_probe", "finetune", "linear_probe", "linear_probe"]
+    assert "contrastive" in calls[-1]
     assert "| random encoder: linear_probe | 25.0 |" in text
+    assert "| MAGE-C: linear_probe | 25.0 |" in text
     [pixels] = [line for line in text.splitlines() if line.startswith("| raw pixels: linear probe |")]
     assert 70 < float(pixels.split("|")[2]) < 95
     assert "old" not in text
