@@ -29,7 +29,7 @@ emoji: $(INSTALLED)
 	$(BIN)/python scripts/train_vqgan.py --config configs/vqgan_emoji.yaml --dataset_name outputs/emoji
 	$(BIN)/python scripts/train_mage.py --config configs/mage_emoji.yaml --dataset_name outputs/emoji
 	$(BIN)/python scripts/compare_representations.py emoji --dataset_name outputs/emoji \
-		--model_name_or_path outputs/mage-emoji
+		--model_name_or_path outputs/mage-emoji --card docs/representations.md
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
