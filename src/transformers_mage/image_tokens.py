@@ -13,7 +13,7 @@ PIXELS_AT_ONCE = 2**19
 @torch.no_grad()
 def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.LongTensor:
     """
-    Tokens of images, a few images at a time. They do not depend on autocast: in bfloat16, 5 % of the digits' tokens
+    Tokens of images, a few images at a time. They do not depend on autocast: in bfloat16, 2 % of the digits' tokens
     are others.
 
     Args:
