@@ -63,7 +63,8 @@ def main():
     parser.add_argument("name", choices=list(SETS), help="the images")
     parser.add_argument("--dataset_name", type=Path, help="their folder; the digits come without one")
     parser.add_argument("--model_name_or_path", default=str(ROOT / "model_cards" / "mage-digits"), help="the model")
-    parser.add_argument("--other_models", nargs="+", default=[], metavar="NAME=FOLDER", help="models to compare with")
+    others = {"nargs": "+", "type": name_and_folder, "default": [], "metavar": "NAME=FOLDER"}
+    parser.add_argument("--other_models", **others, help="models to compare with")
     parser.add_argument("--output_dir", type=Path, help="by default outputs/representations-NAME")
     parser.add_argument("--card", type=Path, help="model card whose block `representations` takes the table")
     arguments = parser.parse_args()
@@ -84,7 +85,7 @@ def main():
         "linear probe": ("linear_probe", "--poolings", "mean", "cls", "--num_seeds", NUM_SEEDS),
         "fine-tuning": ("finetune", *labelled),
     }
-    others = {"random encoder": random, **dict(other.split("=", 1) for other in arguments.other_models)}
+    others = {"random encoder": random, **dict(arguments.other_models)}
     parts |= {other: (*cached, "--model_name_or_path", folder) for other, folder in others.items()}
     results = []
     for part, (script, *flags) in parts.items():
@@ -98,6 +99,13 @@ def main():
     print(table(results))
     if arguments.card:
         replace_block(arguments.card, "representations", table(results))
+
+
+def name_and_folder(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"a name and a folder are needed, NAME=FOLDER, got {text}")
+    return name, folder
 
 
 def load_images(name: str, folder: Path | None) -> DatasetDict:

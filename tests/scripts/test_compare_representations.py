@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -57,3 +58,11 @@ def test_only_the_tokenizer_of_the_random_model_has_learned(mage_folder: Path, t
 def test_missing_images_are_said_to_be(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"no emoji in .*nowhere: make them, and say where with `--dataset_name"):
         load_module("compare_representations").load_images("emoji", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["MAGE-C", "=folder", "MAGE-C="])
+def test_other_models_need_a_name_and_a_folder(text: str):
+    name_and_folder = load_module("compare_representations").name_and_folder
+    assert name_and_folder("MAGE-C=a=b") == ("MAGE-C", "a=b")
+    with pytest.raises(argparse.ArgumentTypeError, match="NAME=FOLDER"):
+        name_and_folder(text)
