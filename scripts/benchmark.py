@@ -49,9 +49,10 @@ class BenchmarkArguments:
         None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
-    dataloader_num_workers: int = argument(0, "Processes that load, in `load-tokens` and `load-jpegs`.")
+    dataloader_num_workers: int = argument(0, "Processes that load, in `extract`, `load-tokens` and `load-jpegs`.")
     jpeg_size: list[int] = field(
-        default_factory=lambda: [375, 500], metadata={"help": "Height and width of the files of `load-jpegs`."}
+        default_factory=lambda: [375, 500],
+        metadata={"help": "Height and width of the files of `extract` and `load-jpegs`."},
     )
     warmup: int = argument(1, "Calls before the first that counts.")
     repetitions: int = argument(5, "Calls that count.")

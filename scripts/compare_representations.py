@@ -62,16 +62,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(SETS), help="the images")
     parser.add_argument("--dataset_name", type=Path, help="their folder; the digits come without one")
-    parser.add_argument("--model_name_or_path", default=str(ROOT / "model_cards" / "mage-digits"), help="the model")
+    parser.add_argument("--model_name_or_path", help="the model; that of the digits is model_cards/mage-digits")
     others = {"nargs": "+", "type": name_and_folder, "default": [], "metavar": "NAME=FOLDER"}
     parser.add_argument("--other_models", **others, help="models to compare with")
     parser.add_argument("--output_dir", type=Path, help="by default outputs/representations-NAME")
     parser.add_argument("--card", type=Path, help="model card whose block `representations` takes the table")
     arguments = parser.parse_args()
     name, model = arguments.name, arguments.model_name_or_path
+    if model is None and name == "digits":
+        model = str(ROOT / "model_cards" / "mage-digits")
+    if model is None:
+        parser.error(f"say which model to use for the {name}: `--model_name_or_path FOLDER`")
     output_dir = arguments.output_dir or ROOT / "outputs" / f"representations-{name}"
 
     dataset = load_images(name, arguments.dataset_name)
+    keep_to_one_model(output_dir, model)
     data = output_dir / name
     if not data.exists():
         dataset.save_to_disk(data)
@@ -86,6 +91,8 @@ def main():
         "fine-tuning": ("finetune", *labelled),
     }
     others = {"random encoder": random, **dict(arguments.other_models)}
+    if parts.keys() & others.keys() or len(others) <= len(arguments.other_models):
+        parser.error(f"`--other_models` need names of their own, other than {', '.join(parts)} and random encoder")
     parts |= {other: (*cached, "--model_name_or_path", folder) for other, folder in others.items()}
     results = []
     for part, (script, *flags) in parts.items():
@@ -99,6 +106,17 @@ def main():
     print(table(results))
     if arguments.card:
         replace_block(arguments.card, "representations", table(results))
+
+
+def keep_to_one_model(output_dir: Path, model: str):
+    """Parts of another model must not pass for this one's."""
+    note = output_dir / "model.txt"
+    if note.exists() and note.read_text() != model:
+        raise SystemExit(
+            f"{output_dir} holds results of {note.read_text()}, not of {model}: say another `--output_dir`."
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    note.write_text(model)
 
 
 def name_and_folder(text: str) -> tuple[str, str]:

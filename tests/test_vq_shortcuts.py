@@ -67,7 +67,7 @@ def test_trained_tokenizers_do_all_that_they_do_to_the_bit():
 
 
 def test_gradients_pass_through_a_frozen_tokenizer(stock, pixels):
-    """To the bit, where one wants pixels to fit tokens: nothing is done in place that the way back needs."""
+    """Nothing is done in place that the way back needs."""
     short = copy.deepcopy(stock)
     skip_noop_layers(short)
     gradients = []

@@ -66,3 +66,27 @@ def test_other_models_need_a_name_and_a_folder(text: str):
     assert name_and_folder("MAGE-C=a=b") == ("MAGE-C", "a=b")
     with pytest.raises(argparse.ArgumentTypeError, match="NAME=FOLDER"):
         name_and_folder(text)
+
+
+def test_results_of_one_model_do_not_pass_for_anothers(tmp_path: Path):
+    keep_to_one_model = load_module("compare_representations").keep_to_one_model
+    keep_to_one_model(tmp_path, "first")
+    keep_to_one_model(tmp_path, "first")
+    with pytest.raises(SystemExit, match="holds results of first, not of second"):
+        keep_to_one_model(tmp_path, "second")
+
+
+@pytest.mark.parametrize("names", [["features=a"], ["random encoder=a"], ["twice=a", "twice=b"]])
+def test_other_models_need_names_of_their_own(mage_folder: Path, tmp_path: Path, monkeypatch, capsys, names):
+    flags = ["--model_name_or_path", str(mage_folder), "--output_dir", str(tmp_path), "--other_models", *names]
+    monkeypatch.setattr(sys, "argv", ["compare_representations.py", "digits", *flags])
+    with pytest.raises(SystemExit):
+        load_module("compare_representations").main()
+    assert "need names of their own" in capsys.readouterr().err
+
+
+def test_only_the_digits_come_with_a_model(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare_representations.py", "emoji"])
+    with pytest.raises(SystemExit):
+        load_module("compare_representations").main()
+    assert "say which model to use for the emoji" in capsys.readouterr().err

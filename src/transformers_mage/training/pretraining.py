@@ -78,11 +78,15 @@ class MageForPreTraining(nn.Module):
     def _encode(
         self, input_ids: torch.LongTensor, masks: MageMasks, class_labels: torch.LongTensor | None
     ) -> torch.Tensor:
-        hidden = {"bool_masked_pos": masks.bool_masked_pos, "bool_dropped_pos": masks.bool_dropped_pos}
-        encoder = self.mage.mage
-        return encoder(
-            input_ids=input_ids, class_labels=class_labels, num_dropped=masks.num_dropped, **hidden
-        ).last_hidden_state
+        """(batch_size, 1 + num_kept, hidden_size): what the whole model's encoder gives for the same images."""
+        output = self.mage.mage(
+            input_ids=input_ids,
+            bool_masked_pos=masks.bool_masked_pos,
+            bool_dropped_pos=masks.bool_dropped_pos,
+            class_labels=class_labels,
+            num_dropped=masks.num_dropped,
+        )
+        return output.last_hidden_state
 
     def _project(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch_size, projection_size) of the mean over the tokens."""
