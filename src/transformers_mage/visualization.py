@@ -9,6 +9,7 @@ import PIL.Image
 import torch
 
 UNKNOWN_COLOR = 128
+MIN_SIDE_IN_GRID = 64
 
 
 def draw_steps(
@@ -59,6 +60,16 @@ def draw_frames(
     return [_tile(frame.reshape(-1, columns, *frame.shape[1:]), scale) for frame in pixels]
 
 
+def draw_grid(images: Sequence[PIL.Image.Image], num_columns: int | None = None) -> PIL.Image.Image:
+    """
+    Images of one size side by side, `num_columns` to a row (about a square by default), without those that do not fill
+    a row. Images smaller than 64 pixels are enlarged.
+    """
+    columns = num_columns or math.ceil(math.sqrt(len(images)))
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images[: len(images) // columns * columns]])
+    return _tile(pixels.reshape(-1, columns, *pixels.shape[1:]), scale=max(1, MIN_SIDE_IN_GRID // min(images[0].size)))
+
+
 def save_gif(
     frames: Sequence[PIL.Image.Image],
     path: str | os.PathLike,
@@ -92,4 +103,4 @@ def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
     return PIL.Image.fromarray(tiled[:-gap, :-gap])
 
 
-__all__ = ["draw_frames", "draw_steps", "save_gif"]
+__all__ = ["draw_frames", "draw_grid", "draw_steps", "save_gif"]
