@@ -59,7 +59,7 @@ class EvaluationArguments:
     model_name: str = argument("mage", "The model's name, for its card.")
     dataset_name: str | None = argument(None, "The references' name, for the card; by default their folder's.")
 
-    def validate(self):
+    def check(self):
         """Raises `ValueError` for flags that make no evaluation."""
         unknown = set(self.asked_metrics) - set(METRICS)
         if unknown:

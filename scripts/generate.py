@@ -70,7 +70,7 @@ class GenerationArguments:
     top_k: int | None = argument(None, "Sample among the k likeliest codes.")
     top_p: float | None = argument(None, "Sample among the likeliest codes that have this probability together.")
 
-    def validate(self):
+    def check(self):
         if not self.pretrained_model_name_or_path:
             raise ValueError("Say which model to use: `--pretrained_model_name_or_path FOLDER`.")
         for name in ("num_images", "batch_size", "shard_size"):
