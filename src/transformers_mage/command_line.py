@@ -27,8 +27,9 @@ class Checked(Protocol):
 Arguments = TypeVar("Arguments", bound=Checked)
 
 
-def argument(default: Any, help: str, **kwargs) -> Any:
-    return field(default=default, metadata={"help": help, **kwargs})
+def argument(default: Any, help: str, **kwargs: Any) -> Any:
+    # argparse formats help with %, which in ours is a percentage.
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **kwargs})
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
