@@ -91,25 +91,24 @@ def interpolate_position_embeddings(
     return torch.cat([embeddings[:, :1], image.flatten(2).transpose(1, 2)], dim=1)
 
 
+class MageWordEmbeddings(nn.Embedding):
+    """
+    Vectors of the tokens, which the encoder reads and the head compares its output with. A class of its own, so that
+    it can be sharded and offloaded apart from the rest: it is called from two places.
+    """
+
+
 class MageEmbeddings(nn.Module):
     """Class token and tokens: word and learned position embeddings, layer norm, dropout."""
 
     def __init__(self, config: MageConfig):
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = MageWordEmbeddings(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
         self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def class_token(self, batch_size: int, class_labels: torch.LongTensor | None = None) -> torch.Tensor:
-        """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
-        unconditional = self.word_embeddings.weight[self.config.unconditional_token_id]
-        if class_labels is None:
-            return unconditional.expand(batch_size, 1, -1)
-        known = self.class_embeddings(class_labels.clamp(min=0))
-        return torch.where(class_labels[:, None] < 0, unconditional, known)[:, None]
 
     def forward(
         self,
@@ -119,13 +118,18 @@ class MageEmbeddings(nn.Module):
         class_labels: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
-        class_position, positions = positions[:, :1], positions[:, 1:]
         if kept_positions is not None:
             input_ids = input_ids.gather(1, kept_positions)
-            positions = positions[0][kept_positions]
-        class_token = self.class_token(input_ids.shape[0], class_labels) + class_position
-        embeddings = torch.cat([class_token, self.word_embeddings(input_ids) + positions], dim=1)
-        return self.dropout(self.layernorm(embeddings))
+            positions = positions[0][F.pad(kept_positions + 1, (1, 0))]
+        words = self.word_embeddings(F.pad(input_ids, (1, 0), value=self.config.unconditional_token_id))
+        if class_labels is not None:
+            words = torch.cat([self.class_token(words[:, :1], class_labels), words[:, 1:]], dim=1)
+        return self.dropout(self.layernorm(words + positions))
+
+    def class_token(self, unconditional: torch.Tensor, class_labels: torch.LongTensor) -> torch.Tensor:
+        """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
+        known = self.class_embeddings(class_labels.clamp(min=0))[:, None]
+        return torch.where(class_labels[:, None, None] < 0, unconditional, known)
 
 
 def eager_attention_forward(
@@ -276,7 +280,7 @@ class MageDecoder(nn.Module):
 
 
 class MageHead(nn.Module):
-    """Scores of the codes: a transform and a product with the detached word embeddings."""
+    """Scores of the codes: a transform and a product with their word embeddings, which it does not train."""
 
     def __init__(self, config: MageConfig):
         super().__init__()
@@ -287,10 +291,9 @@ class MageHead(nn.Module):
         # One bias a vocabulary entry, as published; those beyond the codes are never read.
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layernorm(self.activation_fn(self.dense(hidden_states)))
-        codes = word_embeddings[: self.codebook_size].detach()
-        return F.linear(hidden_states, codes, self.bias[: self.codebook_size])
+        return F.linear(hidden_states, code_embeddings, self.bias[: self.codebook_size])
 
 
 class MagePreTrainedModel(PreTrainedModel):
@@ -304,7 +307,7 @@ class MagePreTrainedModel(PreTrainedModel):
     # Losses are means over the batch, so transformers' `Trainer` must average them over accumulated batches.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MageEmbeddings", "MageLayer"]
+    _no_split_modules = ["MageEmbeddings", "MageWordEmbeddings", "MageLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -367,6 +370,8 @@ class MageModel(MagePreTrainedModel):
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if add_final_layernorm else nn.Identity()
         # Last, so that `dtype`, which is the first parameter's, is the encoder's.
         self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
+        if self.vqvae is not None:
+            skip_noop_layers(self.vqvae)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -407,7 +412,7 @@ class MageModel(MagePreTrainedModel):
         _check_image_tokens(image_tokens, self.config.codebook_size)
         # Half precision would change tokens, but pixels by hardly a shade.
         dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else None
-        return decode_images(self.vqvae, image_tokens.view(len(image_tokens), *self._grid_of(image_tokens)), dtype)
+        return decode_images(self.vqvae, image_tokens.view(-1, *self._grid_of(image_tokens)), dtype)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -476,7 +481,7 @@ class MageModel(MagePreTrainedModel):
                 f"The model was trained on grids of {self.config.grid_size} tokens (rows, columns), got {grid}. "
                 "Resize the images, or pass `interpolate_pos_encoding=True`."
             )
-        return input_ids.long().view(len(input_ids), *grid)
+        return input_ids.long().view(-1, *grid)
 
     def _grid_of(self, image_tokens: torch.Tensor) -> tuple[int, int]:
         if image_tokens.ndim == 3:
@@ -513,7 +518,7 @@ class MageModel(MagePreTrainedModel):
                 "processor, or divide by 255."
             )
         height, width = pixel_values.shape[2:]
-        if not len(pixel_values) or height < patch or width < patch or height % patch or width % patch:
+        if pixel_values.shape[0] == 0 or height < patch or width < patch or height % patch or width % patch:
             raise ValueError(
                 f"`pixel_values` must hold images whose sides are multiples of {patch} pixels, got "
                 f"{tuple(pixel_values.shape)}."
@@ -656,18 +661,23 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         num_masked: int | None,
     ) -> dict[str, torch.Tensor | None]:
         """Logits where they are read: at masked positions while training, at all others as well otherwise."""
-        words = self.mage.embeddings.word_embeddings.weight
+        codes = self._code_embeddings(decoded.device)
         if bool_masked_pos is None:
-            return {"logits": self.head(decoded, words)}
+            return {"logits": self.head(decoded, codes)}
         rows = _masked_rows(bool_masked_pos, num_masked)
         labels = tokens.flatten()[rows]
         if self.training:
-            logits, masked_logits = None, self.head(decoded.flatten(0, 1)[rows], words)
+            logits, masked_logits = None, self.head(decoded.flatten(0, 1)[rows], codes)
         else:
-            logits = self.head(decoded, words)
+            logits = self.head(decoded, codes)
             masked_logits = logits.flatten(0, 1)[rows]
         loss = F.cross_entropy(masked_logits.float(), labels, label_smoothing=self.config.label_smoothing)
         return {"loss": loss, "logits": logits, "masked_logits": masked_logits, "masked_labels": labels}
+
+    @torch.no_grad()
+    def _code_embeddings(self, device: torch.device) -> torch.Tensor:
+        """(codebook_size, hidden_size), looked up: offloaded or sharded weights are there only in their own module."""
+        return self.mage.embeddings.word_embeddings(torch.arange(self.config.codebook_size, device=device))
 
 
 class MageForImageClassification(MagePreTrainedModel):
@@ -757,8 +767,8 @@ def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> t
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
-    """Whether values can be looked at without stopping an accelerator or a compilation."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values can be looked at without stopping an accelerator, a compilation or a recording."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def _check_image_tokens(image_tokens: torch.Tensor, codebook_size: int, mask_token_id: int | None = None):
