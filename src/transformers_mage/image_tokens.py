@@ -83,8 +83,8 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTe
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:
-    # The meta device, where work is counted, has none.
-    if not torch.amp.is_autocast_available(device.type):
+    # The meta device, where work is counted, has none. Where it is off, exported graphs need not switch it off.
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -1,5 +1,6 @@
 """PyTorch MAGE model: a masked generative encoder over the tokens of a VQGAN (arXiv 2211.09117)."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -399,8 +400,8 @@ def _missing_weights_message(model_class: str, folder: str | os.PathLike | None,
         remedy = "Its tokenizer is incomplete: pass `vq_config=None` to load the model without one, for tokens only."
     elif all(name.startswith(("decoder.", "head.")) for name in missing):
         remedy = (
-            "It seems to hold an encoder only: load it with `AutoModel`, or make a new model of the same configuration "
-            "and set its `mage` to that encoder, to train a decoder on it."
+            "It seems to hold an encoder only: load it with `AutoModel`. To train a decoder on it, make a new model "
+            "of its configuration and set its `mage` to that encoder."
         )
     else:
         remedy = "Download, convert or save it again."
@@ -704,8 +705,8 @@ def kept_positions_of(
 def _count_dropped(bool_dropped_pos: torch.Tensor, num_dropped: int | None) -> int:
     if torch.compiler.is_compiling():
         raise ValueError(
-            "`num_dropped` is missing: a compiled or exported model needs it beside `bool_dropped_pos`, since how many "
-            "positions are left must not depend on values. `sample_masks` gives both."
+            "`num_dropped` is missing: compiled and exported models need it along with `bool_dropped_pos`, as sizes "
+            "must not depend on values. `sample_masks` gives both."
         )
     counts = bool_dropped_pos.sum(dim=1)
     expected = int(counts[0]) if num_dropped is None else num_dropped
@@ -716,6 +717,33 @@ def _count_dropped(bool_dropped_pos: torch.Tensor, num_dropped: int | None) -> i
             f"{int(counts.max())}."
         )
     return expected
+
+
+class _ParameterName(str):
+    """A parameter's name that says itself whether it is a label, which transformers asks by `"label" in name`."""
+
+    is_label: bool
+
+    def __contains__(self, part: object) -> bool:
+        return self.is_label if part == "label" else super().__contains__(part)
+
+
+def _labels_are(*labels: str) -> Callable[[Callable], Callable]:
+    """
+    Tells transformers' `Trainer` which inputs come with a loss. It takes those with "label" in their names, here
+    `class_labels` (an input) instead of `bool_masked_pos`, and would evaluate without a loss.
+    """
+
+    def mark(forward: Callable) -> Callable:
+        signature, parameters = inspect.signature(forward), []
+        for parameter in signature.parameters.values():
+            name = _ParameterName(parameter.name)
+            name.is_label = parameter.name in labels
+            parameters.append(parameter.replace(name=name))
+        forward.__signature__ = signature.replace(parameters=parameters)
+        return forward
+
+    return mark
 
 
 class MageForMaskedImageModeling(MagePreTrainedModel):
@@ -738,6 +766,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         """See [`MageModel.decode_image_tokens`]."""
         return self.mage.decode_image_tokens(image_tokens)
 
+    @_labels_are("bool_masked_pos")
     @can_return_tuple
     def forward(
         self,
@@ -815,17 +844,19 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             logits = self.head(decoded, codes)
             masked_logits = logits.flatten(0, 1)[rows]
         return {
-            "loss": self._masked_loss(masked_logits, labels),
+            "loss": self._masked_loss(masked_logits, labels, bool_masked_pos.sum()),
             "logits": logits,
             "masked_logits": masked_logits,
             "masked_labels": labels,
         }
 
-    def _masked_loss(self, masked_logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    def _masked_loss(
+        self, masked_logits: torch.Tensor, labels: torch.LongTensor, num_masked: torch.Tensor
+    ) -> torch.Tensor:
         """Mean over the masked positions; 0, with a way back, where none is: such a batch teaches nothing."""
         smoothing = self.config.label_smoothing
         total = F.cross_entropy(masked_logits.float(), labels, label_smoothing=smoothing, reduction="sum")
-        return total / torch.sym_max(labels.shape[0], 1)
+        return total / num_masked.clamp(min=1)
 
     @torch.no_grad()
     def _code_embeddings(self, device: torch.device) -> torch.Tensor:
@@ -919,9 +950,7 @@ def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> t
     if num_masked is None:
         return flat.nonzero().squeeze(1)
     if not 0 <= num_masked <= flat.shape[0]:
-        raise ValueError(
-            f"`num_masked` must be from 0 to {flat.shape[0]}, the positions of the batch, got {num_masked}."
-        )
+        raise ValueError(f"`num_masked` must be from 0 to {flat.shape[0]} (all positions), got {num_masked}.")
     if _is_on_host(flat) and (count := int(flat.sum())) != num_masked:
         raise ValueError(f"`num_masked` is {num_masked}, but `bool_masked_pos` masks {count} positions in the batch.")
     return torch.nonzero_static(flat, size=num_masked).squeeze(1)
@@ -939,8 +968,8 @@ def _as_bool_mask(name: str, mask: torch.Tensor | None, shape: torch.Size) -> to
     is_integer = not (mask.is_floating_point() or mask.is_complex())
     if mask.shape != shape or not is_integer:
         raise ValueError(
-            f"`{name}` must be a bool tensor, or one of the integers 0 and 1, of shape {tuple(shape)}, got {mask.dtype} "
-            f"of shape {tuple(mask.shape)}."
+            f"`{name}` must be a bool tensor, or one of the integers 0 and 1, of shape {tuple(shape)}, got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}."
         )
     if mask.dtype == torch.bool:
         return mask
