@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers_mage import MageConfig, MageForImageClassification, MageForMaskedImageModeling
 from transformers_mage.data.labelled_images import LabelledImages
 from transformers_mage.data.labels import Classes
+from transformers_mage.data.loading import Columns
 from transformers_mage.representation.classification import (
     ClassificationArguments,
     evaluate,
@@ -32,7 +33,7 @@ NAMES = [str(i) for i in range(NUM_IMAGES)]
 
 
 def labelled(dataset: Dataset) -> LabelledImages:
-    return LabelledImages(dataset, "image", "label", Classes(dict(enumerate(NAMES)), NAMES))
+    return LabelledImages(dataset, Columns(), Classes(dict(enumerate(NAMES)), NAMES))
 
 
 @pytest.fixture
