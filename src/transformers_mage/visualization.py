@@ -1,4 +1,4 @@
-"""Pictures of iterative decoding: an image being filled in, step by step. Pillow is all it takes."""
+"""Pictures of images side by side, and of one being filled in, step by step. Pillow is all it takes."""
 
 import math
 import os
@@ -9,6 +9,19 @@ import PIL.Image
 import torch
 
 UNKNOWN_COLOR = 128
+
+
+def draw_grid(images: Sequence[PIL.Image.Image], num_columns: int | None = None, scale: int = 1) -> PIL.Image.Image:
+    """
+    One picture of images of one size, side by side, from left to right and then downwards.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): at least one image.
+        num_columns (`int`, *optional*): so many to a row; about a square by default.
+        scale (`int`, *optional*, defaults to 1): times as large, for small images.
+    """
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return _tile(_in_rows(pixels, num_columns or math.ceil(math.sqrt(len(pixels)))), scale)
 
 
 def draw_steps(
@@ -54,9 +67,7 @@ def draw_frames(
     """
     pixels = _step_pixels(images, steps, mask_token_id)
     columns = num_columns or math.ceil(math.sqrt(len(images)))
-    missing = -len(images) % columns
-    pixels = np.pad(pixels, [(0, 0), (0, missing)] + [(0, 0)] * 3, constant_values=255)
-    return [_tile(frame.reshape(-1, columns, *frame.shape[1:]), scale) for frame in pixels]
+    return [_tile(_in_rows(frame, columns), scale) for frame in pixels]
 
 
 def save_gif(
@@ -83,6 +94,12 @@ def _step_pixels(images: Sequence[PIL.Image.Image], steps: torch.LongTensor, mas
     return np.where(is_unknown[..., None], np.uint8(UNKNOWN_COLOR), finished)
 
 
+def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """(rows, columns, height, width, 3): images (num_images, height, width, 3), white where a row is not full."""
+    images = np.pad(images, [(0, -len(images) % columns)] + [(0, 0)] * 3, constant_values=255)
+    return images.reshape(-1, columns, *images.shape[1:])
+
+
 def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
     """A picture of (rows, columns, height, width, 3) pixels, white between them."""
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
@@ -92,4 +109,4 @@ def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
     return PIL.Image.fromarray(tiled[:-gap, :-gap])
 
 
-__all__ = ["draw_frames", "draw_steps", "save_gif"]
+__all__ = ["draw_frames", "draw_grid", "draw_steps", "save_gif"]
