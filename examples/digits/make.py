@@ -62,7 +62,7 @@ def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
     pictures.mkdir(exist_ok=True)
 
     samples = digits.generate(pipe, 256)
-    draw_grid(samples[:64], num_columns=8, scale=2).save(pictures / "samples.png")
+    draw_grid(samples[:64], num_columns=8).save(pictures / "samples.png")
     steps = pipe(6, generator=[digits.seeded(i) for i in range(6)], return_steps=True)
     draw_steps(steps.images, steps.steps, pipe.model.config.mask_token_id, num_columns=10).save(pictures / "steps.png")
     return {
@@ -81,9 +81,7 @@ def evaluate_inpainting(judge: digits.DigitJudge, pipe: MagePipeline, test: Data
         kept[side] = digits.score_inpainting(judge, originals, painted)
         if side == "bottom":
             rows = [originals[:16], [digits.blank_half(image, side) for image in originals[:16]], painted[:16]]
-            draw_grid([image for row in rows for image in row], num_columns=16, scale=2).save(
-                pictures / "inpainting.png"
-            )
+            draw_grid([image for row in rows for image in row], num_columns=16).save(pictures / "inpainting.png")
     return kept
 
 

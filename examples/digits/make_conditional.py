@@ -139,7 +139,7 @@ def draw_samples(pipe: MagePipeline, pictures: Path):
         generator=generators,
         return_steps=True,
     )
-    draw_grid(output.images, num_columns=10, scale=2).save(pictures / "samples.png")
+    draw_grid(output.images, num_columns=10).save(pictures / "samples.png")
     frames = draw_frames(output.images, output.steps, pipe.model.config.mask_token_id, num_columns=10)
     save_gif(frames, pictures / "samples.gif")
 
@@ -158,18 +158,18 @@ def draw_edits(pipe: MagePipeline, test: Dataset, pictures: Path):
     for shift in (0, 1, 5):
         labels = [(label + shift) % 10 for label in range(10)]
         rows.append(edit(originals, mask_image=mask, class_labels=labels))
-    draw_grid([image for row in rows for image in row], num_columns=10, scale=2).save(pictures / "inpainting.png")
+    draw_grid([image for row in rows for image in row], num_columns=10).save(pictures / "inpainting.png")
 
     rows = [originals, *(edit(originals, strength=strength, class_labels=range(10)) for strength in (0.3, 0.6, 0.9))]
-    draw_grid([image for row in rows for image in row], num_columns=10, scale=2).save(pictures / "variations.png")
+    draw_grid([image for row in rows for image in row], num_columns=10).save(pictures / "variations.png")
 
     wide = edit(originals, padding=(0, 0, SIZE, 0), class_labels=range(10))
-    draw_grid(wide, num_columns=5, scale=2).save(pictures / "outpainting.png")
+    draw_grid(wide, num_columns=5).save(pictures / "outpainting.png")
     small = edit(originals, height=SIZE // 2, width=SIZE // 2, padding=SIZE // 4, class_labels=range(10))
     shrunk = [Image.new("RGB", (SIZE, SIZE), "grey") for _ in originals]
     for canvas, image in zip(shrunk, originals, strict=True):
         canvas.paste(image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC), (SIZE // 4, SIZE // 4))
-    draw_grid([*shrunk, *small], num_columns=10, scale=2).save(pictures / "uncropping.png")
+    draw_grid([*shrunk, *small], num_columns=10).save(pictures / "uncropping.png")
 
 
 def draw_photograph(pipe: MagePipeline, pictures: Path):

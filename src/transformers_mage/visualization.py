@@ -9,17 +9,21 @@ import PIL.Image
 import torch
 
 UNKNOWN_COLOR = 128
+MIN_SIDE_IN_GRID = 64
 
 
-def draw_grid(images: Sequence[PIL.Image.Image], num_columns: int | None = None, scale: int = 1) -> PIL.Image.Image:
+def draw_grid(
+    images: Sequence[PIL.Image.Image], num_columns: int | None = None, scale: int | None = None
+) -> PIL.Image.Image:
     """
     One picture of images of one size, side by side, from left to right and then downwards.
 
     Args:
         images (`Sequence[PIL.Image.Image]`): at least one image.
         num_columns (`int`, *optional*): so many to a row; about a square by default.
-        scale (`int`, *optional*, defaults to 1): times as large, for small images.
+        scale (`int`, *optional*): times as large; by default, so that small images have sides of about 64 pixels.
     """
+    scale = scale or max(1, MIN_SIDE_IN_GRID // min(images[0].size))
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return _tile(_in_rows(pixels, num_columns or math.ceil(math.sqrt(len(pixels)))), scale)
 
