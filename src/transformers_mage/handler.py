@@ -1,0 +1,1 @@
+"""Serves a model's folder on Inference Endpoints."""
