@@ -11,10 +11,11 @@ import torch
 from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
 
-from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
-from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
-from transformers_mage.training.sources import create_source
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.sources import create_source
+from transformers_mage.data.views import RandomViews
+from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_counts, code_perplexity
 
 
