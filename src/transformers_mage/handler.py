@@ -89,9 +89,7 @@ class EndpointHandler:
         """
         try:
             if not isinstance(data, dict):
-                raise RequestError(
-                    f'A request is {{"inputs": ..., "parameters": {{...}}}}, got {type(data).__name__}.'
-                )
+                raise RequestError(f"A request must be a mapping with `inputs`, got {type(data).__name__}.")
             parameters = data.get("parameters") or {}
             if not isinstance(parameters, dict):
                 raise RequestError(f"`parameters` must be a mapping, got {parameters!r}.")

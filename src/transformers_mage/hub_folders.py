@@ -82,9 +82,15 @@ def fetch_folder(name: str, patterns: Sequence[str], **fetching: Any) -> str:
 
 
 @contextmanager
-def explained(name: str, revision: str | None = None, token: str | bool | None = None) -> Iterator[None]:
+def explained(
+    name: str, revision: str | None = None, token: str | bool | None = None, kind: str = "model"
+) -> Iterator[None]:
     """
     Turns what can go wrong with a repository into one line that says what to do.
+
+    Args:
+        name, revision, token: what was asked for.
+        kind (`str`): `"model"`, `"dataset"` or `"space"`.
 
     Raises:
         OSError: instead of any of the Hub's errors.
@@ -94,9 +100,9 @@ def explained(name: str, revision: str | None = None, token: str | bool | None =
     except HFValidationError as error:
         raise OSError(f"There is no folder {name}, and it cannot be the name of a repository on the Hub.") from error
     except GatedRepoError as error:
-        raise OSError(_gated(name, error.response.status_code)) from error
+        raise OSError(_gated(name, kind, error.response.status_code)) from error
     except RepositoryNotFoundError as error:
-        raise OSError(_not_found(name, token)) from error
+        raise OSError(_not_found(name, kind, token)) from error
     except RevisionNotFoundError as error:
         raise OSError(f"{name} on the Hub has no revision {revision!r}: name a branch, a tag or a commit.") from error
     except IncompleteSnapshotError as error:
@@ -108,19 +114,20 @@ def explained(name: str, revision: str | None = None, token: str | bool | None =
             f"{name} is neither a folder here nor in the cache, and the Hub cannot be reached{_why_offline()}."
         ) from error
     except HfHubHTTPError as error:
-        raise OSError(_refused(name, token, error)) from error
+        raise OSError(_refused(name, kind, token, error)) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise OSError(f"The Hub cannot be reached for {name}{_why_offline()}: {error}") from error
 
 
-def _gated(name: str, status: int) -> str:
+def _gated(name: str, kind: str, status: int) -> str:
     log_in = " and log in (`hf auth login`, or `HF_TOKEN`)" if status == 401 else ""
-    return f"{name} is gated: ask for access at {constants.ENDPOINT}/{name}{log_in}."
+    prefix = "" if kind == "model" else f"{kind}s/"
+    return f"{name} is gated: ask for access at {constants.ENDPOINT}/{prefix}{name}{log_in}."
 
 
-def _not_found(name: str, token: str | bool | None) -> str:
+def _not_found(name: str, kind: str, token: str | bool | None) -> str:
     access = "your token may not read it" if _is_logged_in(token) else "log in (`hf auth login`) or pass `token`"
-    return f"{name} is neither a folder here nor a repository on the Hub; if it is private, {access}."
+    return f"{name} is neither a folder here nor a {kind} on the Hub; if it is private, {access}."
 
 
 def _is_logged_in(token: str | bool | None) -> bool:
@@ -131,10 +138,10 @@ def _why_offline() -> str:
     return " (`HF_HUB_OFFLINE` is set)" if constants.is_offline_mode() else ""
 
 
-def _refused(name: str, token: str | bool | None, error: HfHubHTTPError) -> str:
+def _refused(name: str, kind: str, token: str | bool | None, error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status == 401 and not _is_logged_in(token):
-        return _not_found(name, token)
+        return _not_found(name, kind, token)
     if status == 401:
         return f"The Hub does not know the token that was sent for {name}: log in again (`hf auth login`)."
     if status == 403:

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +53,11 @@ class HubServer:
     def cut(self, pattern: str, after: int):
         """Hangs up, once, on the next request whose method and path match, when `after` bytes of a file have gone."""
         self.cuts.append((pattern, after))
+
+    def stall(self, seconds: float):
+        """Answers nothing for a while."""
+        self.pause.clear()
+        threading.Timer(seconds, self.pause.set).start()
 
     def take_cut(self, request: str) -> int | None:
         for pattern, after in self.cuts:
@@ -390,12 +394,3 @@ def _hung_up() -> Iterator[None]:
         yield
     except (BrokenPipeError, TimeoutError) as error:
         raise ConnectionResetError from error
-
-
-def wait_until(condition: Any, seconds: float = 30.0):
-    """Waits until `condition()` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("It never came to that.")
-        time.sleep(0.02)

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, ViTImageProcessorPil
 
-from transformers_mage import MagePipeline, MageScheduler
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
+from transformers_mage.data.tokenization import load_tokenizer
 
 from .conftest import CARDS
 from .server import HubServer
@@ -139,8 +140,8 @@ def test_only_what_a_pipeline_needs_is_fetched(hub: HubServer, saved: Path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("org/nothing", {}, "neither a folder here nor a repository on the Hub; if it is private, log in"),
-        ("org/private", {}, "neither a folder here nor a repository on the Hub; if it is private, log in"),
+        ("org/nothing", {}, "neither a folder here nor a model on the Hub; if it is private, log in"),
+        ("org/private", {}, "neither a folder here nor a model on the Hub; if it is private, log in"),
         ("org/nothing", {"token": "hf_right"}, "if it is private, your token may not read it"),
         ("org/model", {"token": "hf_wrong"}, "does not know the token"),
         ("org/gated", {}, "is gated: ask for access at http://"),
@@ -213,3 +214,26 @@ def test_code_does_not_run_without_trust(hub: HubServer, saved: Path, tmp_path: 
 def test_unknown_arguments_are_refused(hub: HubServer):
     with pytest.raises(TypeError, match="`mirror`"):
         MagePipeline.download("org/model", mirror="x")
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer", "sharded tokenizer"])
+def test_tokenizer(hub: HubServer, saved: Path, small_pipeline: MagePipeline, tmp_path: Path, kind: str):
+    if kind != "model":
+        size = "100KB" if kind == "sharded tokenizer" else "5GB"
+        small_pipeline.vqvae.save_pretrained(tmp_path / "tokenizer", max_shard_size=size)
+    hub.hub.create("org/tokenizer", saved if kind == "model" else tmp_path / "tokenizer")
+
+    tokenizer = load_tokenizer("org/tokenizer")
+
+    assert torch.equal(tokenizer.quantize.embedding.weight, small_pipeline.vqvae.quantize.embedding.weight)
+
+
+def test_there_is_no_tokenizer(hub: HubServer, small_config: MageConfig, tmp_path: Path):
+    config = MageConfig(**{**small_config.to_dict(), "vq_config": None})
+    MageForMaskedImageModeling(config).save_pretrained(tmp_path / "saved")
+
+    for name in ("org/nothing", "outputs/misspelt", str(tmp_path / "saved")):
+        with pytest.raises(SystemExit, match=f"There is no tokenizer in {name}") as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value)
+    assert len(hub.requests) == 2
