@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from examples.junk import JUNK_KINDS
 from transformers_mage import MagePipeline
 from transformers_mage.image_networks import load_image_network
 from transformers_mage.image_tokens import decode_images, encode_images
@@ -24,7 +25,7 @@ from transformers_mage.metrics import FrechetInceptionDistance
 from transformers_mage.visualization import draw_steps
 
 from .images import load_split
-from .judge import IMAGE_SIZE, JUNK_KINDS, FashionJudge, as_grey, judge_images
+from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
 from .pictures import draw_grid, draw_rows
 from .sampling import generate, to_uint8
 from .scores import extract_features, fashion_scores, nearest_images

@@ -5,12 +5,10 @@ A classifier of clothes alone calls much noise something to wear, with certainty
 the share of samples it is sure of says something, next to its shares for real images and for junk.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,66 +107,3 @@ def judge_images(judge: FashionJudge, images: Tensor, batch_size: int = 500) -> 
     features, logits = zip(*(judge(batch) for batch in images.split(batch_size)), strict=True)
     certainty, kinds = torch.cat(logits).softmax(dim=1).max(dim=1)
     return Verdicts(torch.cat(features), kinds, certainty)
-
-
-def shuffled_blocks(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The sixteen 7 x 7 blocks of each image in another order."""
-    count, side = len(images), IMAGE_SIZE // 4
-    blocks = F.unfold(images, side, stride=side)
-    order = torch.rand(count, 16, generator=generator).argsort(dim=1)
-    blocks = blocks.gather(2, order[:, None].expand_as(blocks))
-    return F.fold(blocks, (IMAGE_SIZE, IMAGE_SIZE), side, stride=side)
-
-
-def joined_halves(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """One half of each image, upper, lower, left or right, and the other half of one of another kind."""
-    partners = _of_another_kind(labels, generator)
-    half = torch.arange(IMAGE_SIZE) < IMAGE_SIZE // 2
-    halves = torch.stack([half[:, None].expand(-1, IMAGE_SIZE), half.expand(IMAGE_SIZE, -1)])
-    halves = torch.cat([halves, ~halves])[torch.randint(4, (len(images),), generator=generator)]
-    return torch.where(halves[:, None], images, images[partners])
-
-
-def _of_another_kind(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """(N,) for each label the index of a random other one that differs, if any does."""
-    scores = torch.rand(len(labels), len(labels), generator=generator)
-    return scores.masked_fill_(labels[:, None] == labels, -1).argmax(dim=1)
-
-
-def noise(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform noise for half of the images, and the others under as much noise as image."""
-    pixels = torch.rand(images.shape, generator=generator)
-    share = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, 1.0, 0.5)
-    return images.lerp(pixels, share)
-
-
-def blurred(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Images of which only the light of 9 x 9 neighbourhoods is left, twice averaged."""
-    for _ in range(2):
-        images = F.avg_pool2d(images, 9, stride=1, padding=4, count_include_pad=False)
-    return images
-
-
-# By name, as they stand in tables.
-JUNK_KINDS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
-    "shuffled blocks": shuffled_blocks,
-    "halves of two images": joined_halves,
-    "noise": noise,
-    "blur": blurred,
-}
-
-
-def make_junk(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """
-    Junk of all four kinds, a quarter each.
-
-    Args:
-        images (`torch.Tensor` of shape `(N, 1, 28, 28)`): real images, floats in [0, 1].
-        labels (`torch.Tensor` of shape `(N,)`): their kinds.
-        generator (`torch.Generator`): of the draws.
-
-    Returns:
-        `torch.Tensor` of shape `(N, 1, 28, 28)`.
-    """
-    parts = zip(JUNK_KINDS.values(), images.chunk(4), labels.chunk(4), strict=True)
-    return torch.cat([junk(*part, generator) for junk, *part in parts])

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from examples.junk import JUNK_KINDS, make_junk
+
 from .images import load_split
-from .judge import JUNK, JUNK_KINDS, FashionJudge, as_grey, judge_images, make_junk
+from .judge import JUNK, FashionJudge, as_grey, judge_images
 
 JUNK_PER_BATCH = 64
 

@@ -12,9 +12,10 @@ from datasets import load_from_disk
 
 from examples.fashion import make_dataset, sweep, train_judge
 from examples.fashion.images import load_split
-from examples.fashion.judge import JUNK, JUNK_KINDS, FashionJudge, Verdicts, joined_halves, make_junk, shuffled_blocks
+from examples.fashion.judge import JUNK, FashionJudge, Verdicts
 from examples.fashion.pictures import draw_grid
 from examples.fashion.scores import fashion_scores, nearest_images
+from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
 
 
 def write_idx(path: Path, array: np.ndarray):
