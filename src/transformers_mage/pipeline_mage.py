@@ -1,13 +1,10 @@
 """MagePipeline: images from a MAGE model by iterative decoding, from nothing or around what is known."""
 
-import json
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .checks import finite_number
@@ -39,7 +37,7 @@ from .editing import (
     split_into_windows,
 )
 from .image_inputs import ImageInput, to_tensor
-from .modeling_mage import MageForMaskedImageModeling
+from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -61,7 +59,7 @@ class MagePipelineOutput(BaseOutput):
     steps: torch.LongTensor | None = None
 
 
-class MagePipeline(DiffusionPipeline):
+class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     r"""
     Generates images, unconditionally or of a class, and edits images: repaints, extends and varies them.
 
@@ -78,7 +76,8 @@ class MagePipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        model: MageForMaskedImageModeling,
+        # As wide as diffusers checks it: code that lies in a folder is imported once by each of the libraries.
+        model: PreTrainedModel,
         scheduler: MageScheduler,
         image_processor: BaseImageProcessor | None = None,
     ):
@@ -473,43 +472,6 @@ class MagePipeline(DiffusionPipeline):
             else f"its weights are finite, so they overflow in {self.model.dtype}. Load it with `dtype=torch.float32`"
         )
         raise ValueError(f"The model's predictions are not finite: {reason}.")
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        max_shard_size: int | str = "5GB",
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ):
-        """
-        Saves one folder that serves `AutoModel`, `AutoImageProcessor` and [`MagePipeline`], each weight stored once.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): the folder, created if need be.
-            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): largest size of one file of weights.
-            push_to_hub (`bool`, *optional*):
-                upload the folder afterwards; `repo_id`, `private`, `token` and `commit_message` in `kwargs`.
-        """
-        kwargs.pop("safe_serialization", None)  # there is no other way
-        self.model.save_pretrained(save_directory, max_shard_size=max_shard_size)
-        self.scheduler.save_pretrained(os.path.join(save_directory, "scheduler"))
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(save_directory)
-        # Where the pipeline was loaded from is nobody's business but this machine's.
-        index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
-        Path(save_directory, self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        if push_to_hub:
-            self._push_folder(save_directory, **kwargs)
-
-    def _push_folder(
-        self, folder: str | os.PathLike, repo_id: str | None = None, private: bool | None = None, **kwargs: Any
-    ):
-        from huggingface_hub import create_repo, upload_folder
-
-        name = repo_id or os.path.basename(os.path.normpath(folder))
-        token = kwargs.get("token")
-        repo_id = create_repo(name, exist_ok=True, private=private, token=token).repo_id
-        upload_folder(repo_id=repo_id, folder_path=folder, token=token, commit_message=kwargs.get("commit_message"))
 
 
 @contextmanager
