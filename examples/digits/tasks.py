@@ -11,23 +11,18 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from transformers_mage.data.labels import draw_subset
 from transformers_mage.pipeline_mage import MagePipeline
+from transformers_mage.representation.probing import fit_linear_probe
 
 IMAGE_SIZE = 32
-
-
 DIGIT_SIZE = 8
-
-
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -153,31 +148,18 @@ def extract_features(
     return torch.cat(features).numpy()
 
 
-def draw_shots(labels: Sequence[int], shots_per_class: int, seed: int) -> np.ndarray:
-    """Indices of `shots_per_class` random examples of each class."""
-    labels, generator = np.asarray(labels), np.random.default_rng(seed)
-    chosen = [
-        generator.choice(np.flatnonzero(labels == label), shots_per_class, replace=False)
-        for label in np.unique(labels)
-    ]
-    return np.concatenate(chosen)
-
-
-def linear_probe(regularisation: float = 1.0) -> Pipeline:
-    """Logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=5000))
-
-
 def probe_accuracy(
     features: dict[str, np.ndarray], labels: dict[str, Sequence[int]], shots_per_class: int | None, seed: int = 0
 ) -> float:
     """
-    Accuracy on the test split of a linear probe trained on a few examples of each class, or on all.
+    Accuracy on the test split of a linear probe trained on a few examples of each class, or on all; with the one
+    penalty that scikit-learn's logistic regression has by default.
 
     Args:
         features, labels: of the splits "train" and "test".
     """
-    train_labels = np.asarray(labels["train"])
-    chosen = slice(None) if shots_per_class is None else draw_shots(train_labels, shots_per_class, seed)
-    probe = linear_probe().fit(features["train"][chosen], train_labels[chosen])
-    return float(probe.score(features["test"], labels["test"]))
+    rows = draw_subset(labels["train"], shots_per_class, seed=seed)
+    known, classes = torch.from_numpy(features["train"])[rows], torch.tensor(labels["train"])[rows]
+    probe = fit_linear_probe(known, classes, len(NAMES), penalty=1 / len(rows))
+    predictions = probe(torch.from_numpy(features["test"])).argmax(dim=1)
+    return (predictions == torch.tensor(labels["test"])).double().mean().item()

@@ -17,18 +17,19 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
-class Validated(Protocol):
+class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
 
-    def validate(self) -> None:
+    def check(self) -> None:
         """Raises `ValueError`, naming the flag, the value that came and what would do."""
 
 
-Arguments = TypeVar("Arguments", bound=Validated)
+Arguments = TypeVar("Arguments", bound=Checked)
 
 
-def argument(default: Any, help: str, **kwargs) -> Any:
-    return field(default=default, metadata={"help": help, **kwargs})
+def argument(default: Any, help: str, **kwargs: Any) -> Any:
+    # argparse formats help with %, which in ours is a percentage.
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **kwargs})
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -40,7 +41,7 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     Reads a command line, with the values of `--config FILE.yaml` as the defaults.
 
     Args:
-        arguments_class (`type`): a dataclass with a method `validate`.
+        arguments_class (`type`): a dataclass with a method `check`.
         description (`str`): what `--help` says about the script.
         argv (`list[str]`, *optional*): the command line's words; the process's by default.
 
@@ -62,7 +63,7 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     for name, values in mappings.items():
         setattr(arguments, name, values)
     try:
-        arguments.validate()
+        arguments.check()
     except ValueError as error:
         parser.error(str(error))
     return arguments
@@ -127,8 +128,9 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(argv)
         except (OSError, SafetensorError) as error:
-            raise SystemExit(f"The system refused: {error}") from error
-        except (ValueError, RuntimeError) as error:
+            is_ours = getattr(error, "errno", None) is None and _is_meant_for_users(error, main)
+            raise SystemExit(str(error) if is_ours else f"The system refused: {error}") from error
+        except (ImportError, ValueError, RuntimeError) as error:
             if not _is_meant_for_users(error, main):
                 raise
             status = getattr(error, "exit_status", None)
