@@ -1,4 +1,4 @@
-"""What the suites of other libraries expect of pytest. `make test-peers` runs them: they need files of those libraries."""
+"""What other libraries' own suites expect of pytest. `make test-peers` runs them."""
 
 import re
 import sys
