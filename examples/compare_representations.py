@@ -28,7 +28,6 @@ from examples.digits import tasks as digits
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.data.labels import draw_subset
 from transformers_mage.hub.cards import replace_block
-<<<<<<< HEAD
 from transformers_mage.representation import (
     ClassificationArguments,
     Result,
@@ -38,11 +37,7 @@ from transformers_mage.representation import (
     score,
     table,
 )
-=======
-from transformers_mage.representation.classification import ClassificationArguments, score
-from transformers_mage.representation.probing import fit_best_probe, nearest_neighbour_scores, normalize
-from transformers_mage.representation.results import Result, save_results, table
->>>>>>> fashion
+from transformers_mage.representation.probing import normalize
 
 NUM_SEEDS = 3
 SPLITS = ("train", "test")
