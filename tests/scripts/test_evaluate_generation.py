@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from tests.in_process import load_script
 from transformers_mage import MageConfig, MageForMaskedImageModeling
 from transformers_mage.metrics import (
     FrechetInceptionDistance,
@@ -19,8 +20,6 @@ from transformers_mage.metrics import (
     TokenizerScores,
     TransformersFeatures,
 )
-
-from .conftest import load_script
 
 VQ_CONFIG = {
     "block_out_channels": [8, 8],
@@ -172,7 +171,7 @@ def test_bad_input_is_told_without_a_traceback(evaluate, flags, tmp_path):
     (tmp_path / "empty").mkdir()
     fails("empty holds no images", samples=tmp_path / "empty")
     (tmp_path / "empty" / "0.png").write_bytes(b"no image")
-    fails("none of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
+    fails("None of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
     fails("missing does not exist", references=tmp_path / "missing")
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     fails("sizes 8 and 3", references=tmp_path / "other.npz")

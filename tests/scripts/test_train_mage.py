@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
+from transformers_mage.data.token_cache import CachedTokens
 from transformers_mage.training.pretraining import MageForPreTraining
-from transformers_mage.training.token_cache import CachedTokens
-
-from .conftest import MODEL_FLAGS
 
 Script = Callable[[list[str]], None]
 
@@ -102,7 +101,7 @@ def test_cached_tokens_train_as_the_pixels_they_were_made_of(
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pixels"), rel=1e-5)
 
 
-def test_an_interrupted_token_cache_goes_on(
+def test_an_interrupted_token_cache_continues(
     cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path
 ):
     flags = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
@@ -113,14 +112,13 @@ def test_an_interrupted_token_cache_goes_on(
     shard.rename(shard.with_name(".shard-00001-of-00003.partial"))
     cache_tokens([*flags, tmp_path / "again"])
     first, second = (CachedTokens(tmp_path / name / "train") for name in ("once", "again"))
-    assert torch.equal(
-        first.__getitems__(list(range(48)))["input_ids"], second.__getitems__(list(range(48)))["input_ids"]
-    )
-    with pytest.raises(SystemExit, match=r"made otherwise .*seed: 0 there, 1 now"):
+    draws = list(range(48))
+    assert torch.equal(first.__getitems__(draws).input_ids, second.__getitems__(draws).input_ids)
+    with pytest.raises(SystemExit, match=r"holds other tokens \(seed was 0 there and is 1 now\)"):
         cache_tokens([*flags, tmp_path / "again", "--seed", "1"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_not_finite_stops_the_run(
     train_mage: Script, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     forward, passes = MageForPreTraining.forward, []
@@ -132,11 +130,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
     monkeypatch.setattr(MageForPreTraining, "forward", poisoned)
     flags = [*flags, "--checkpointing_steps", "3", "--max_train_steps", "9", "--output_dir", tmp_path]
-    with pytest.raises(SystemExit, match="no finite number in update 6"):
+    with pytest.raises(SystemExit, match="not finite in update 6"):
         train_mage(flags)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     (dump,) = tmp_path.glob("nonfinite-loss-step-6-*.pt")
-    assert torch.load(dump)["batch"]["images"].shape == (8, 1, 8, 8)
+    assert torch.load(dump)["batch"]["pixels"].shape == (8, 1, 8, 8)
 
 
 def test_other_settings_are_named_on_resuming(
@@ -156,9 +154,9 @@ def test_other_settings_are_named_on_resuming(
         (["--train_split", "nosuch"], "it has the splits"),
         (["--tokenizer_name_or_path", "/nowhere"], "There is no tokenizer in /nowhere"),
         (["--model.hidden_size", "17"], "makes no model"),
-        (["--total_batch_size", "9"], "is no multiple of the 8 images"),
+        (["--total_batch_size", "9"], "is not a multiple of the 8 images"),
         (["--streaming", "--num_train_epochs", "1"], "say `--num_train_samples N`"),
-        (["--token_cache", "/nowhere"], "is no split of a token cache"),
+        (["--token_cache", "/nowhere"], "is not a split of a token cache"),
     ],
 )
 def test_mistakes_end_with_a_message(train_mage: Script, flags: list[str], extra: list[str], message: str):

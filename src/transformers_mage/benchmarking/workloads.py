@@ -124,14 +124,15 @@ def extract(setting: Setting) -> Run:
     """Features of a dataset in memory, decoded, computed and written as scripts/extract_features.py does."""
     from accelerate import Accelerator
 
-    from ..training.features import FeatureExtractor, FeatureStore, extract_features
-    from ..training.labelled_images import EvaluationImages
+    from ..data.labelled_images import EvaluationImages
+    from ..data.loading import Columns
+    from ..representation.features import FeatureExtractor, FeatureStore, extract_features
 
     encoder = _for_inference(setting).mage
     if setting.is_compiled:
         encoder.compile()
     pixels = setting.pixels()
-    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), "image", None, tuple(pixels.shape[1:]))
+    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), Columns(label=None), tuple(pixels.shape[1:]))
     extractor, accelerator = FeatureExtractor(encoder), Accelerator(cpu=setting.device.type == "cpu")
 
     def run():
@@ -210,7 +211,7 @@ def _tokenizer(setting: Setting) -> torch.nn.Module:
 
 def load_tokens(setting: Setting) -> Run:
     """Batches of a token cache, as training loads them."""
-    from ..training.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
+    from ..data.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
 
     config, folder = setting.model.config, Path(tempfile.mkdtemp())
     rows = np.random.default_rng(0).integers(config.codebook_size, size=(4096, config.sequence_length))
@@ -221,16 +222,16 @@ def load_tokens(setting: Setting) -> Run:
 
 def load_jpegs(setting: Setting) -> Run:
     """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
-    from ..training.augmentation import ImageViews, open_image
-    from ..training.data import EncodedImages
+    from ..data.images import open_image
+    from ..data.indexed import EncodedImages
+    from ..data.loading import Columns
+    from ..data.views import ImageViews
 
     config, dataset = setting.model.config, _jpeg_dataset(setting, 1024)
-    views = ImageViews([config.patch_size * side for side in config.grid_size])
+    views = ImageViews(tuple(config.patch_size * side for side in config.grid_size))
     if isinstance(setting.model, PlainMage):
-        return _load(
-            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
-        )
-    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+        views = lambda image, seed, crop=views: crop(open_image(image, 3), seed)  # noqa: E731
+    return _load(setting, EncodedImages(dataset, views, Columns(label=None), seed=0))
 
 
 def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
@@ -249,14 +250,12 @@ def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
 
 def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
     """The batch in equal parts, one of each worker, so that none can have worked ahead."""
-    from ..training.arguments import TrainingArguments
-    from ..training.data import IndexedSource
+    from ..data.batches import Loading
+    from ..data.indexed import IndexedSource
 
     parts = max(setting.num_workers, 1)
-    arguments = TrainingArguments(
-        train_batch_size=setting.batch_size // parts, dataloader_num_workers=setting.num_workers
-    )
-    batches = IndexedSource(dataset, arguments).batches(samples_seen=0)
+    loading = Loading(setting.batch_size // parts, num_workers=setting.num_workers, timeout=600)
+    batches = IndexedSource(dataset, loading).batches(samples_seen=0)
     return lambda: [next(batches) for _ in range(parts)]
 
 
