@@ -37,6 +37,7 @@ from .editing import (
     split_into_windows,
 )
 from .image_inputs import ImageInput, to_tensor
+from .modeling_mage import check_weights
 from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
@@ -464,18 +465,11 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         # The meta device, where work is counted, has no values.
         if is_finite.device.type == "meta" or is_finite:
             return
-        broken = [
-            name
-            for name, weight in self.model.named_parameters()
-            if weight.device.type != "meta" and not weight.isfinite().all()
-        ]
-        reason = (
-            f"weights hold NaN or infinite values: {broken[:5]}{' and others' if len(broken) > 5 else ''}. Load an "
-            "undamaged copy"
-            if broken
-            else f"its weights are finite, so they overflow in {self.model.dtype}. Load it with `dtype=torch.float32`"
+        check_weights(self.model)
+        raise ValueError(
+            "The predictions of the model are not finite, though its weights are: they overflow in "
+            f"{self.model.dtype}. Load it with `dtype=torch.float32`."
         )
-        raise ValueError(f"The model's predictions are not finite: {reason}.")
 
 
 @contextmanager
