@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from datasets import Array3D, Features
-from torch import Tensor, nn
+from diffusers import VQModel
+from torch import Tensor
 
 from .generation import FrechetInceptionDistance
 from .statistics import SumStatistics
@@ -97,7 +98,7 @@ class TokenizerScores:
 
     def __init__(
         self,
-        tokenizer: nn.Module,
+        tokenizer: VQModel,
         feature_network: Any = "inception",
         pixel_range: tuple[float, float] = (0.0, 1.0),
         **kwargs: Any,
@@ -123,6 +124,5 @@ class TokenizerScores:
     def compute(self) -> dict[str, float] | None:
         """`{"psnr": ..., "ssim": ..., "rfid": ...}` on process 0, `None` on the others."""
         results = [metric.compute() for metric in (*self.paired, self.fid)]
-        if results[0] is None:
-            return None
-        return results[0] | results[1] | {"rfid": results[2]["fid"]}
+        scores = {name: score for result in results for name, score in (result or {}).items()}
+        return {"rfid" if name == "fid" else name: score for name, score in scores.items()} or None
