@@ -81,7 +81,10 @@ def test_the_order_has_no_circle():
 
 
 def test_no_room_is_a_drawer():
-    """A dozen files at most (a room within a room is a room), and no more than a quarter of all lines."""
+    """
+    A dozen files at most (a room within a room is a room), and no more than a quarter of all lines. The model is not a
+    room: what folders on the Hub carry as code has to lie flat.
+    """
     lines, files = {}, {}
     for file in FILES:
         room = room_of(file.relative_to(SOURCE).with_suffix("").parts)
@@ -90,4 +93,5 @@ def test_no_room_is_a_drawer():
             files[file.parent] = files.get(file.parent, 0) + 1
     total = sum(lines.values())
     assert {folder: count for folder, count in files.items() if count > 12} == {}
-    assert {room: f"{count / total:.0%}" for room, count in lines.items() if count > total / 4} == {}
+    shares = {room: count / total for room, count in lines.items() if room != "model"}
+    assert {room: f"{share:.0%}" for room, share in shares.items() if share > 1 / 4} == {}

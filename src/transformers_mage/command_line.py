@@ -9,7 +9,7 @@ from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from accelerate import PartialState
@@ -19,6 +19,8 @@ from transformers import HfArgumentParser
 
 class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def check(self) -> None:
         """Raises `ValueError`, naming the flag, the value that came and what would do."""
@@ -48,9 +50,8 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     Raises:
         SystemExit: with a message, for values that do not exist or would not do.
     """
-    parser = HfArgumentParser(
-        arguments_class, description=description, allow_abbrev=False, formatter_class=HelpFormatter
-    )
+    classes: Any = arguments_class
+    parser = HfArgumentParser(classes, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", help="YAML file with a recipe; flags on the command line override its values")
     words = sys.argv[1:] if argv is None else argv
     config_file = parser.parse_known_args(words)[0].config

@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 
 from ..command_line import as_flat_dict, save_recipe
@@ -42,8 +43,17 @@ class NonFiniteLossError(RuntimeError):
 
 
 # Flags that may differ between a checkpoint and its continuation without a word.
-UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
-UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
+UNIMPORTANT = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "report_to",
+    "logging_steps",
+    "dataloader_num_workers",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+)
 # Asking all processes and the device whether something is wrong makes an accelerator wait.
 MICRO_BATCHES_BETWEEN_SYNCS = 10
 
@@ -128,7 +138,7 @@ class TrainingRun:
         """Resumes where that is asked for, saves the recipe and opens the trackers."""
         arguments = self.arguments
         if arguments.resume_from_checkpoint:
-            self._resume()
+            self._resume(arguments.resume_from_checkpoint)
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
@@ -151,8 +161,8 @@ class TrainingRun:
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.step))
 
-    def _resume(self):
-        checkpoint = find_checkpoint(self.arguments.resume_from_checkpoint, self.arguments.output_dir)
+    def _resume(self, name: str):
+        checkpoint = find_checkpoint(name, self.arguments.output_dir)
         if checkpoint is None:
             logger.warning(f"There is no checkpoint in {self.arguments.output_dir}: starting from the beginning.")
             return
@@ -291,7 +301,7 @@ class TrainingRun:
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
         metrics = self.averages.pop()
-        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics["learning_rate"] = float(self.scheduler.get_last_lr()[0])
         speed = (self.progress.samples_seen - seen) / (now - then)
         metrics["images_per_second"] = speed
         peak = peak_flops(self.accelerator.device)
@@ -355,8 +365,10 @@ class TrainingRun:
 class MovingAverage(EMAModel):
     """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
 
+    shadow_params: list[torch.Tensor]
+
     def state_dict(self) -> dict[str, Any]:
-        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in self.shadow_params]
+        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self.shadow_params]
         return super().state_dict() | {"shadow_params": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]):
@@ -368,9 +380,9 @@ class MovingAverage(EMAModel):
 def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """`tensor` where `other` is, and sharded as it is."""
     tensor = tensor.to(other.device)
-    if not hasattr(other, "full_tensor"):
+    if not isinstance(other, DTensor):
         return tensor
-    return torch.distributed.tensor.distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def create_accelerator(arguments: TrainingArguments) -> Accelerator:
