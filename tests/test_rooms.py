@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / PACKAGE
 FOUNDATIONS = ("command_line", "files", "lazy")
 MODEL = {"model", "files", "lazy"}
 BELOW = {
-    "command_line": set(),
+    "command_line": {"files"},
     "files": set(),
     "lazy": set(),
     "model": set(),

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from .files import write_text
+
 
 class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
@@ -114,7 +116,7 @@ def as_flat_dict(arguments: Any) -> dict[str, Any]:
 
 def save_recipe(arguments: Any, path: str | Path):
     """Writes the resolved values as a YAML file that `--config` takes."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
+    write_text(path, yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
 def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
