@@ -36,6 +36,7 @@ from transformers_mage.training.conditional import class_settings, freeze_encode
 from transformers_mage.training.contrastive import contrast_updates
 from transformers_mage.training.pictures import picture, sample_tokens, save_picture
 from transformers_mage.training.pretraining import MageForPreTraining, build_model, save_model, training_labels
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
 from transformers_mage.training.validation import evaluate
@@ -92,6 +93,7 @@ class MageArguments(TrainingArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
     tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or Path(arguments.token_cache, "tokenizer"))
     mage = create_model(arguments, tokenizer)

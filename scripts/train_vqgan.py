@@ -15,6 +15,7 @@ from transformers_mage.command_line import argument, parse_arguments, reports_er
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_counts, code_perplexity
 
@@ -33,6 +34,7 @@ class TokenizerArguments(TrainingArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(TokenizerArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
     vqvae = VQModel(**arguments.vq_config)
     size = (arguments.image_size, arguments.image_size)

@@ -87,18 +87,23 @@ class MageForPreTraining(nn.Module):
 
     def _project(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch_size, projection_size) of the mean over the tokens."""
+        assert self.projection is not None  # only a model with a contrastive loss is asked
         return self.projection(last_hidden_state[:, 1:].mean(dim=1))
 
     def _contrast(self, projections: torch.Tensor, contrast: Contrast | None) -> torch.Tensor:
         if contrast is None:
-            return info_nce(*projections.chunk(2), self.temperature)
+            first, second = projections.chunk(2)
+            return info_nce(first, second, self.temperature)
         return contrast.loss_of(projections)
 
 
 @torch.no_grad()
 def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
     """Share of the masked tokens whose code is the most likely one."""
-    return (output.masked_logits.argmax(dim=-1) == output.masked_labels).float().mean()
+    # The model gives both wherever something is masked.
+    assert output.masked_logits is not None
+    assert output.masked_labels is not None
+    return output.masked_logits.argmax(dim=-1).eq(output.masked_labels).float().mean()
 
 
 def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
