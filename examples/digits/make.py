@@ -68,7 +68,7 @@ def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
     return {
         "samples": digits.score_samples(judge, samples),
         "test_images": digits.score_samples(judge, dataset["test"]["image"][:]),
-        "noise": digits.score_samples(judge, digits.noise_images(256)),
+        "junk": digits.score_samples(judge, digits.junk_images(dataset["test"])),
         "inpainting": evaluate_inpainting(judge, pipe, dataset["test"], pictures),
     }
 
@@ -91,7 +91,9 @@ def write_card(figures: dict, model_dir: Path):
     measures = [
         ["samples that the classifier is over 0.9 sure of", percent(figures["samples"]["sure"])],
         ["the same of the real test digits", percent(figures["test_images"]["sure"])],
-        ["the same of images of noise", percent(figures["noise"]["sure"])],
+        ["the same of junk: shuffled blocks, halves of two digits, noise, blur", percent(figures["junk"]["sure"])],
+        ["samples that are likelier junk than any digit", percent(figures["samples"]["junk"])],
+        ["the same of the real test digits", percent(figures["test_images"]["junk"])],
         ["different digits among those samples", figures["samples"]["digits"]],
     ]
     for side, kept in figures["inpainting"].items():

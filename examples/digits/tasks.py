@@ -17,12 +17,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from examples.junk import make_junk
 from transformers_mage.data.labels import draw_subset
 from transformers_mage.pipeline_mage import MagePipeline
-from transformers_mage.representation.probing import fit_linear_probe
+from transformers_mage.representation.probing import fit_best_probe, normalize
 
 IMAGE_SIZE = 32
 DIGIT_SIZE = 8
+# The judge's eleventh class.
+JUNK = 10
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -61,28 +64,51 @@ def raw_pixels(images: Sequence[PILImage.Image]) -> np.ndarray:
 
 
 class DigitJudge:
-    """A support vector classifier of raw pixels, trained on the real training digits: what an image shows."""
+    """
+    A support vector classifier of raw pixels: what an image shows. It knows the real training digits and, as an
+    eleventh class, junk made of them; one of digits alone is sure of half of all noise.
+    """
 
     def __init__(self, train: Dataset):
-        self.classifier = CalibratedClassifierCV(SVC(C=10), ensemble=False)
-        self.classifier.fit(raw_pixels(train["image"]), train["label"])
+        digits, labels = raw_pixels(train["image"]), np.array(train["label"])
+        junk = junk_pixels(digits, labels, draws=3, seed=0)
+        self.classifier = CalibratedClassifierCV(SVC(C=10, gamma=0.5), ensemble=False)
+        self.classifier.fit(np.concatenate([digits, junk]), np.concatenate([labels, np.full(len(junk), JUNK)]))
 
     def __call__(self, images: Sequence[PILImage.Image]) -> tuple[np.ndarray, np.ndarray]:
-        """The digit that each image shows, and how probable that is."""
+        """The digit that each image shows, or [`JUNK`], and how probable that is."""
         probabilities = self.classifier.predict_proba(raw_pixels(images))
         return probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
-def noise_images(num_images: int, seed: int = 0) -> list[PILImage.Image]:
-    """Images of independent, uniform pixels: what a classifier of digits says of something that is none."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (num_images, DIGIT_SIZE, DIGIT_SIZE), dtype=np.uint8)
-    return [enlarge(image) for image in pixels]
+def junk_pixels(digits: np.ndarray, labels: np.ndarray, draws: int = 1, seed: int = 0) -> np.ndarray:
+    """(draws x num_digits, 64) pixels of junk of all kinds, made of digits (num_digits, 64) of these labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images, kinds, junk = torch.from_numpy(digits).view(-1, 1, DIGIT_SIZE, DIGIT_SIZE), torch.from_numpy(labels), []
+    for _ in range(draws):
+        order = torch.randperm(len(images), generator=generator)
+        junk.append(make_junk(images[order].float(), kinds[order], generator))
+    return torch.cat(junk).flatten(1).numpy()
+
+
+def junk_images(test: Dataset, seed: int = 0) -> list[PILImage.Image]:
+    """Junk made of unseen digits."""
+    junk = junk_pixels(raw_pixels(test["image"]), np.array(test["label"]), seed=seed)
+    return [enlarge((pixels.reshape(DIGIT_SIZE, DIGIT_SIZE) * 255).round().astype(np.uint8)) for pixels in junk]
 
 
 def score_samples(judge: DigitJudge, images: Sequence[PILImage.Image]) -> dict[str, float]:
-    """Share of the images that the judge is over 0.9 sure of, and how many of the ten digits are among them."""
+    """
+    Share of the images that the judge is over 0.9 sure are a digit, how many of the ten digits are among them, and
+    the share that is likelier junk.
+    """
     digits, certainty = judge(images)
-    return {"sure": float((certainty > 0.9).mean()), "digits": len(np.unique(digits[certainty > 0.9]))}
+    sure = (digits != JUNK) & (certainty > 0.9)
+    return {
+        "sure": float(sure.mean()),
+        "digits": len(np.unique(digits[sure])),
+        "junk": float((digits == JUNK).mean()),
+    }
 
 
 def score_inpainting(
@@ -152,14 +178,14 @@ def probe_accuracy(
     features: dict[str, np.ndarray], labels: dict[str, Sequence[int]], shots_per_class: int | None, seed: int = 0
 ) -> float:
     """
-    Accuracy on the test split of a linear probe trained on a few examples of each class, or on all; with the one
-    penalty that scikit-learn's logistic regression has by default.
+    Accuracy on the test split of the linear probe of scripts/linear_probe.py, trained on a few examples of each class,
+    or on all.
 
     Args:
         features, labels: of the splits "train" and "test".
     """
-    rows = draw_subset(labels["train"], shots_per_class, seed=seed)
-    known, classes = torch.from_numpy(features["train"])[rows], torch.tensor(labels["train"])[rows]
-    probe = fit_linear_probe(known, classes, len(NAMES), penalty=1 / len(rows))
-    predictions = probe(torch.from_numpy(features["test"])).argmax(dim=1)
-    return (predictions == torch.tensor(labels["test"])).double().mean().item()
+    chosen = draw_subset(labels["train"], shots_per_class, seed=seed)
+    train, test = (normalize(torch.from_numpy(features[split])) for split in ("train", "test"))
+    train_labels, test_labels = (torch.as_tensor(labels[split]) for split in ("train", "test"))
+    probe = fit_best_probe(train[chosen], train_labels[chosen], len(NAMES), seed=seed)
+    return float((probe(test).argmax(dim=1) == test_labels).float().mean())
