@@ -6,6 +6,7 @@ The digits tokenizer:
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate.utils import broadcast, set_seed
@@ -14,7 +15,10 @@ from diffusers import VQModel
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.views import ImageViews
+from transformers_mage.hub.model_card import write_card
+from transformers_mage.hub.publishing import Publisher
 from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_counts, code_perplexity
@@ -58,8 +62,13 @@ def main(argv: list[str] | None = None):
     if accelerator.is_main_process:
         vqvae = VQModel(**arguments.vq_config)
         vqvae.load_state_dict({name.removeprefix("vqvae."): state[name] for name in state if name != "usage"})
-        hub = {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
-        vqvae.save_pretrained(arguments.output_dir, push_to_hub=arguments.push_to_hub, **hub)
+        publisher = Publisher.of(arguments, accelerator)
+        publisher.publish(partial(write_tokenizer, vqvae, arguments, publisher.name))
+
+
+def write_tokenizer(vqvae: VQModel, arguments: TokenizerArguments, name: str):
+    vqvae.save_pretrained(arguments.output_dir)
+    write_card(arguments.output_dir, card_facts(arguments, name, "tokenization"))
 
 
 def losses_of(output: TokenizerOutput) -> dict[str, torch.Tensor]:

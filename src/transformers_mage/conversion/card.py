@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mage import MageConfig
+from ..hub.model_card import CITATION, PAPER
 from .reading import OriginalCheckpoint
 
-PAPER = "https://arxiv.org/abs/2211.09117"
 ORIGINAL = "https://github.com/LTH14/mage"
 _PIPELINE_TAGS = {
     "pretraining": "unconditional-image-generation",
@@ -22,13 +22,6 @@ _TITLES = {
     "probe": "{family} {size}, linear probe",
     "tokenizer": "Image tokenizer of MAGE",
 }
-_CITATION = """@inproceedings{li2023mage,
-  title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
-  author    = {Li, Tianhong and Chang, Huiwen and Mishra, Shlok Kumar and Zhang, Han and Katabi, Dina and
-               Krishnan, Dilip},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2023}
-}"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
         f"## Use\n\n```python\n{usage}\n```",
         _results(checkpoint, size),
         _provenance(checkpoint),
-        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")

@@ -1,7 +1,6 @@
 """The model that is pre-trained: made from a recipe, fed with tokens, written as a folder for users."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -137,15 +136,17 @@ def training_labels(config: MageConfig, labels: torch.Tensor | None, num_views: 
 
 
 def save_model(
-    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path, **kwargs: Any
-):
+    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path
+) -> MagePipeline:
     """
     Writes the folder that `AutoModel`, `AutoImageProcessor` and [`MagePipeline`] load, the tokenizer inside it.
 
     Args:
         state (`dict`): trained weights of [`MageForPreTraining`].
         config ([`MageConfig`]): the model's.
-        kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
+
+    Returns:
+        [`MagePipeline`]: what was written.
     """
     model = MageForMaskedImageModeling(config)
     weights = {name.removeprefix("mage."): value for name, value in state.items() if name.startswith("mage.")}
@@ -157,4 +158,6 @@ def save_model(
         do_normalize=False,
         do_convert_rgb=tokenizer.config.in_channels == 3,
     )
-    MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor).save_pretrained(folder, **kwargs)
+    pipe = MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor)
+    pipe.save_pretrained(folder)
+    return pipe

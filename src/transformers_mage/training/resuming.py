@@ -23,6 +23,9 @@ UNIMPORTANT = (
     "checkpoints_total_limit",
     "push_to_hub",
     "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "with_code",
 )
 # Flags that decide whether there is something to train, or to keep in a checkpoint.
 SWITCHES = ("use_ema", "contrastive_weight", "adversarial_weight", "class_conditional", "freeze_encoder")

@@ -76,6 +76,7 @@ class TrainingRun:
         self.ema: EMAModel | None = None
         self.averages = Averages(accelerator)
         self.every: list[tuple[int, Callable[[], None]]] = []
+        self.after_saving: list[Callable[[], None]] = []
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
         on_host = accelerator.device.type == "cpu"
         accumulation = accelerator.gradient_accumulation_steps
@@ -305,8 +306,8 @@ class TrainingRun:
         raise NonFiniteLossError(f"The loss is not finite {where}. The checkpoints before it are untouched.")
 
     def save(self) -> bool:
-        """Writes a checkpoint; see [`save_checkpoint`]."""
-        return save_checkpoint(
+        """Writes a checkpoint, see [`save_checkpoint`], and does what follows each of them."""
+        is_saved = save_checkpoint(
             self.accelerator,
             self.arguments.output_dir,
             self.progress.step,
@@ -314,6 +315,9 @@ class TrainingRun:
             self.arguments.checkpoints_total_limit,
             self.source.state_dict(),
         )
+        for function in self.after_saving if is_saved else ():
+            function()
+        return is_saved
 
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
@@ -417,6 +421,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
 
     Raises:
         ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
+        OSError: if the model is to be pushed and that cannot be.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
@@ -441,6 +446,9 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
                 f"{accelerator.num_processes} processes with `--train_batch_size` {arguments.train_batch_size}."
             )
         accelerator.gradient_accumulation_steps = arguments.total_batch_size // micro_batch
+    if accelerator.is_main_process:
+        # Before a month of training rather than after it.
+        arguments.publication.check()
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
