@@ -28,9 +28,16 @@ from examples.digits import tasks as digits
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.data.labels import draw_subset
 from transformers_mage.hub.cards import replace_block
-from transformers_mage.representation.classification import ClassificationArguments, score
-from transformers_mage.representation.probing import fit_best_probe, nearest_neighbour_scores, normalize
-from transformers_mage.representation.results import Result, save_results, table
+from transformers_mage.representation import (
+    ClassificationArguments,
+    Result,
+    fit_best_probe,
+    nearest_neighbour_scores,
+    save_results,
+    score,
+    table,
+)
+from transformers_mage.representation.probing import normalize
 
 NUM_SEEDS = 3
 SPLITS = ("train", "test")

@@ -1,4 +1,4 @@
-"""Drawings of decoding."""
+"""Pictures of images side by side, and of decoding."""
 
 import numpy as np
 import PIL.Image
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_mage import MagePipeline
-from transformers_mage.visualization import draw_frames, draw_steps, save_gif
+from transformers_mage.visualization import draw_frames, draw_grid, draw_steps, save_gif
 
 MASK = 9
 
@@ -16,6 +16,16 @@ def three_steps() -> tuple[list[PIL.Image.Image], torch.Tensor]:
     images = [PIL.Image.new("L", (8, 8), 0), PIL.Image.new("L", (8, 8), 255)]
     steps = torch.tensor([[[1, MASK], [MASK, MASK]], [[1, 1], [1, MASK]], [[1, 1], [1, 1]]])
     return images, steps[:, None].expand(3, 2, 2, 2)
+
+
+def test_grid_fills_its_last_row_with_white():
+    black, white = three_steps()[0]
+    drawn = np.asarray(draw_grid([white, black, black], num_columns=2, scale=2))
+
+    assert drawn.shape == (2 * 16 + 2, 2 * 16 + 2, 3)
+    assert (drawn[:16, :16] == 255).all()
+    assert (drawn[:16, 18:] == 0).all()
+    assert (drawn[18:, 18:] == 255).all()
 
 
 def test_steps_run_from_left_to_right():

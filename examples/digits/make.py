@@ -11,13 +11,12 @@ import shutil
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from PIL import Image
 
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block
-from transformers_mage.visualization import draw_steps
+from transformers_mage.visualization import draw_grid, draw_steps
 
 CARD = ROOT / "model_cards" / "mage-digits"
 # The paper's 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
@@ -63,7 +62,7 @@ def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
     pictures.mkdir(exist_ok=True)
 
     samples = digits.generate(pipe, 256)
-    draw_grid(samples[:64], columns=8).save(pictures / "samples.png")
+    draw_grid(samples[:64], num_columns=8).save(pictures / "samples.png")
     steps = pipe(6, generator=[digits.seeded(i) for i in range(6)], return_steps=True)
     draw_steps(steps.images, steps.steps, pipe.model.config.mask_token_id, num_columns=10).save(pictures / "steps.png")
     return {
@@ -82,18 +81,8 @@ def evaluate_inpainting(judge: digits.DigitJudge, pipe: MagePipeline, test: Data
         kept[side] = digits.score_inpainting(judge, originals, painted)
         if side == "bottom":
             rows = [originals[:16], [digits.blank_half(image, side) for image in originals[:16]], painted[:16]]
-            draw_grid([image for row in rows for image in row], columns=16).save(pictures / "inpainting.png")
+            draw_grid([image for row in rows for image in row], num_columns=16).save(pictures / "inpainting.png")
     return kept
-
-
-def draw_grid(images: list[Image.Image], columns: int, scale: int = 2, gap: int = 2) -> Image.Image:
-    """Images side by side, `columns` to a row."""
-    side = digits.IMAGE_SIZE * scale + gap
-    picture = Image.new("RGB", (columns * side - gap, -(-len(images) // columns) * side - gap), "white")
-    for number, image in enumerate(images):
-        place = (number % columns * side, number // columns * side)
-        picture.paste(image.resize((side - gap, side - gap), Image.Resampling.NEAREST), place)
-    return picture
 
 
 def write_card(figures: dict, model_dir: Path):

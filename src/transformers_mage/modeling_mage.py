@@ -1,6 +1,8 @@
 """PyTorch MAGE model: a masked generative encoder over the tokens of a VQGAN (arXiv 2211.09117)."""
 
+import inspect
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +21,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .carried_code import IS_INSTALLED, remove_code, write_code
 from .configuration_mage import MageConfig
+from .hub_folders import PUSHING, check_repository, push_folder, remove_other_weights
 from .image_tokens import decode_images, encode_images
 from .vq_shortcuts import skip_noop_layers
 
@@ -293,6 +297,10 @@ class MageHead(nn.Module):
         return F.linear(hidden_states, codes, self.bias[: self.codebook_size])
 
 
+# What `PreTrainedModel.save_pretrained` takes, of which it ignores the last, while anything else is a mistake.
+_SAVING = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
+
+
 class MagePreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and the features that transformers asks models to declare."""
 
@@ -320,6 +328,53 @@ class MagePreTrainedModel(PreTrainedModel):
         if model.base_model.vqvae is not None:
             skip_noop_layers(model.base_model.vqvae.requires_grad_(False))
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args,
+        push_to_hub: bool = False,
+        variant: str | None = None,
+        with_code: bool | None = None,
+        **kwargs,
+    ):
+        """
+        As every model's, and what an earlier save left there of the same variant is replaced.
+
+        Args:
+            with_code (`bool`, *optional*):
+                add the code that loads the folder without this package. By default, if it is pushed.
+            others: see `PreTrainedModel.save_pretrained`.
+        """
+        hub = {name: kwargs.pop(name) for name in PUSHING if name in kwargs}
+        unknown = sorted(set(kwargs) - _SAVING)
+        if unknown:
+            raise TypeError(f"`save_pretrained` takes no `{unknown[0]}`.")
+        if push_to_hub and is_main_process:
+            name = hub.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            hub["repo_id"] = check_repository(name, hub.get("token"), hub.get("private"))
+        super().save_pretrained(save_directory, is_main_process, *args, variant=variant, **kwargs)
+        if not is_main_process:
+            return
+        remove_other_weights(save_directory, variant)
+        carries_code = (push_to_hub or not IS_INSTALLED) if with_code is None else with_code
+        (write_code if carries_code else remove_code)(save_directory)
+        if push_to_hub:
+            push_folder(save_directory, variant=variant, **hub)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs) -> str:
+        """
+        Uploads the model, with the code that loads it without this package.
+
+        Args:
+            repo_id (`str`): `org/name`, or a name in the account of the token.
+            others: see `PreTrainedModel.push_to_hub`.
+        """
+        repo_id = check_repository(repo_id, kwargs.get("token"), kwargs.get("private"))
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size, with_code=True)
+            return push_folder(folder, repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -1,4 +1,4 @@
-"""Pictures of iterative decoding: an image being filled in, step by step. Pillow is all it takes."""
+"""Pictures of images side by side, and of one being filled in, step by step. Pillow is all it takes."""
 
 import math
 import os
@@ -9,6 +9,23 @@ import PIL.Image
 import torch
 
 UNKNOWN_COLOR = 128
+MIN_SIDE_IN_GRID = 64
+
+
+def draw_grid(
+    images: Sequence[PIL.Image.Image], num_columns: int | None = None, scale: int | None = None
+) -> PIL.Image.Image:
+    """
+    One picture of images of one size, side by side, from left to right and then downwards.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): at least one image.
+        num_columns (`int`, *optional*): so many to a row; about a square by default.
+        scale (`int`, *optional*): times as large; by default, so that small images have sides of about 64 pixels.
+    """
+    scale = scale or max(1, MIN_SIDE_IN_GRID // min(images[0].size))
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return _tile(_in_rows(pixels, num_columns or math.ceil(math.sqrt(len(pixels)))), scale)
 
 
 def draw_steps(
@@ -54,9 +71,7 @@ def draw_frames(
     """
     pixels = _step_pixels(images, steps, mask_token_id)
     columns = num_columns or math.ceil(math.sqrt(len(images)))
-    missing = -len(images) % columns
-    pixels = np.pad(pixels, [(0, 0), (0, missing)] + [(0, 0)] * 3, constant_values=255)
-    return [_tile(frame.reshape(-1, columns, *frame.shape[1:]), scale) for frame in pixels]
+    return [_tile(_in_rows(frame, columns), scale) for frame in pixels]
 
 
 def save_gif(
@@ -83,6 +98,12 @@ def _step_pixels(images: Sequence[PIL.Image.Image], steps: torch.LongTensor, mas
     return np.where(is_unknown[..., None], np.uint8(UNKNOWN_COLOR), finished)
 
 
+def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """(rows, columns, height, width, 3): images (num_images, height, width, 3), white where a row is not full."""
+    images = np.pad(images, [(0, -len(images) % columns)] + [(0, 0)] * 3, constant_values=255)
+    return images.reshape(-1, columns, *images.shape[1:])
+
+
 def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
     """A picture of (rows, columns, height, width, 3) pixels, white between them."""
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
@@ -92,4 +113,4 @@ def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
     return PIL.Image.fromarray(tiled[:-gap, :-gap])
 
 
-__all__ = ["draw_frames", "draw_steps", "save_gif"]
+__all__ = ["draw_frames", "draw_grid", "draw_steps", "save_gif"]

@@ -42,3 +42,4 @@ def test_probe_of_raw_pixels(dataset):
     labels = {split: dataset[split]["label"][:] for split in dataset}
 
     assert digits.probe_accuracy(pixels, labels, shots_per_class=None) > 0.95
+    assert digits.probe_accuracy(pixels, labels, shots_per_class=10) > 0.8

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_mage import MageConfig
 from ..files import FolderError
+from ..hub_folders import fetch_folder, weight_patterns
 from ..image_tokens import encode_images
 from ..modeling_mage import MageModel
 from ..vq_shortcuts import skip_noop_layers
@@ -16,19 +17,24 @@ from .indexed import validation_images
 from .loading import DatasetSpec, load_images
 from .views import RandomViews
 
+_TOKENIZER_FILES = ["config.json", "diffusion_pytorch_model*.safetensors*", *weight_patterns()]
 
-def load_tokenizer(name_or_path: str) -> VQModel:
+
+def load_tokenizer(name_or_path: str | Path) -> VQModel:
     """
-    Loads a tokenizer from a `VQModel`'s folder or from that of a MAGE model, frozen.
+    Loads a tokenizer from a `VQModel`'s folder or from that of a MAGE model, or from their names on the Hub, frozen.
 
     Raises:
         FolderError: where there is none.
     """
     try:
-        is_mage = "vq_config" in (Path(name_or_path, "config.json").read_text() if Path(name_or_path).is_dir() else "")
-        vqvae = MageModel.from_pretrained(name_or_path).vqvae if is_mage else VQModel.from_pretrained(name_or_path)
+        folder = name_or_path if Path(name_or_path).is_dir() else fetch_folder(str(name_or_path), _TOKENIZER_FILES)
+        is_mage = "vq_config" in Path(folder, "config.json").read_text()
+        vqvae = MageModel.from_pretrained(folder).vqvae if is_mage else VQModel.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FolderError(f"There is no tokenizer in {name_or_path}: {error}") from error
+    if vqvae is None:
+        raise FolderError(f"There is no tokenizer in {name_or_path}: the model takes tokens only.")
     skip_noop_layers(vqvae.requires_grad_(False))
     return vqvae.eval()
 

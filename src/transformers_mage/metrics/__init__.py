@@ -25,17 +25,17 @@ except ImportError as error:
         f"transformers_mage.metrics needs `evaluate`: `pip install transformers-mage[evaluation]` ({error})."
     ) from error
 
-from .classification import Accuracy, MeanPerClassAccuracy, Top5Accuracy
-from .features import FeatureBatch, FeatureExtractor, InceptionFeatures, TransformersFeatures
+from .accuracy import Accuracy, MeanPerClassAccuracy, Top5Accuracy
+from .feature_networks import FeatureBatch, FeatureNetwork, InceptionFeatures, TransformersFeatures
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from .reconstruction import PeakSignalNoiseRatio, StructuralSimilarity, TokenizerScores
 from .statistics import is_statistics_file, load_statistics, save_statistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 __all__ = [
     "Accuracy",
     "FeatureBatch",
-    "FeatureExtractor",
+    "FeatureNetwork",
     "FrechetInceptionDistance",
     "InceptionFeatures",
     "InceptionScore",

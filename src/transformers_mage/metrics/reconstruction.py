@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .generation import FrechetInceptionDistance
 from .statistics import SumStatistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "float32")
 
@@ -89,7 +89,7 @@ class TokenizerScores:
 
     Args:
         tokenizer (`diffusers.VQModel`): called on pixel values, gives the reconstruction as `sample`.
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureNetwork`].
         pixel_range (`tuple[float, float]`, *optional*, defaults to `(0, 1)`): what black and white are to the
             tokenizer.
         kwargs: those of [`StreamingMetric`], for every metric.

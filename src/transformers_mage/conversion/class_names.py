@@ -6,7 +6,7 @@ from pathlib import Path
 from .reading import CheckpointError
 
 
-def read_labels(path: Path, num_classes: int) -> dict[int, str]:
+def read_class_names(path: Path, num_classes: int) -> dict[int, str]:
     """
     Reads `id2label` from a text file with a name a line, or a JSON list or object by number.
 

@@ -1,6 +1,6 @@
 from huggingface_hub import ModelCard
 
-from transformers_mage.metrics.report import model_card_block
+from transformers_mage.hub.eval_results import model_card_block
 
 
 def test_the_hub_reads_the_block():

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from transformers_mage.metrics import FeatureExtractor, FrechetInceptionDistance, InceptionFeatures
-from transformers_mage.metrics.features import to_uint8
+from transformers_mage.metrics import FeatureNetwork, FrechetInceptionDistance, InceptionFeatures
+from transformers_mage.metrics.feature_networks import to_uint8
 
 
 @pytest.fixture
@@ -23,21 +23,21 @@ def test_outputs_of_a_network(images):
         lambda x: (x.mean((2, 3)), None),
         lambda x: BaseModelOutputWithPooling(pooler_output=x.mean((2, 3), keepdim=True)),
     ):
-        assert torch.equal(FeatureExtractor(network)(images).features, pooled)
+        assert torch.equal(FeatureNetwork(network)(images).features, pooled)
 
 
 def test_modules_are_evaluated_without_gradients(images):
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(192, 2))
-    features = FeatureExtractor(network)(images).features
+    features = FeatureNetwork(network)(images).features
     assert not network.training
     assert not features.requires_grad
 
 
 def test_networks_that_do_not_fit(images):
     with pytest.raises(ValueError, match='got "resnet"'):
-        FeatureExtractor("resnet")
+        FeatureNetwork("resnet")
     with pytest.raises(ValueError, match=r"Expected 4 features \(N, D\) of the network; got \(4,\)"):
-        FeatureExtractor(lambda x: x.mean((1, 2, 3)))(images)
+        FeatureNetwork(lambda x: x.mean((1, 2, 3)))(images)
 
 
 def test_to_uint8_rounds():
@@ -96,7 +96,7 @@ def test_missing_weights_are_not_downloaded_but_asked_for():
 def test_inception_is_the_default_network(fake_torch_fidelity, images, channels):
     fake_torch_fidelity.parent.mkdir()
     fake_torch_fidelity.touch()
-    batch = FeatureExtractor()(images[:, :channels])
+    batch = FeatureNetwork()(images[:, :channels])
     assert batch.features.shape == (4, 192)
     assert batch.logits.shape == (4, 8)
     assert batch.features[:, :64].eq(to_uint8(images[:, 0]).flatten(1)).all()

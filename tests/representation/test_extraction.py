@@ -6,9 +6,11 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from transformers_mage import MageConfig, MageModel
+from transformers_mage.data.batches import Loading
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.loading import Columns
-from transformers_mage.representation.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
+from transformers_mage.files import FolderError
+from transformers_mage.representation import FeatureExtractor, FeatureStore, extract_features
 
 MADE_OF = {"model": "abc", "features": ["layer_2_mean"]}
 
@@ -60,18 +62,13 @@ def test_what_does_not_exist_is_refused(encoder, layers, poolings, message):
         FeatureExtractor(encoder, layers, poolings)
 
 
-def test_fingerprint_tells_models_apart(encoder, small_config):
-    assert fingerprint(encoder) == fingerprint(encoder)
-    assert fingerprint(encoder) != fingerprint(MageModel(small_config))
-
-
 # Stores
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
 def test_every_image_is_there_once_in_order(encoder, images, tmp_path, file_format):
     extractor = FeatureExtractor(encoder, [-1], ["mean", "tokens"])
-    report = extract_features(extractor, images, store(tmp_path, file_format), Accelerator(), batch_size=3)
+    report = extract_features(extractor, images, store(tmp_path, file_format), Accelerator(), Loading(3))
 
     columns = store(tmp_path, file_format).load()
     expected = extractor(images.__getitems__(list(range(10)))["pixel_values"] / 255)
@@ -86,7 +83,7 @@ def test_datasets_loads_the_folder(encoder, images, tmp_path, monkeypatch):
     names = [str(i) for i in range(50)]
     folder = tmp_path / "features"
     extract_features(
-        FeatureExtractor(encoder), images, store(folder, "parquet", class_names=names), Accelerator(), batch_size=4
+        FeatureExtractor(encoder), images, store(folder, "parquet", class_names=names), Accelerator(), Loading(4)
     )
 
     dataset = load_dataset(str(folder), split="train")
@@ -96,14 +93,14 @@ def test_datasets_loads_the_folder(encoder, images, tmp_path, monkeypatch):
     assert len(dataset) == 10
 
 
-def test_an_interrupted_extraction_goes_on(encoder, images, tmp_path):
-    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator())
+def test_an_interrupted_extraction_is_resumed(encoder, images, tmp_path):
+    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
     whole = store(tmp_path).load()
     store(tmp_path).path(1).unlink()
-    with pytest.raises(SystemExit, match="only 2 of 3 shards"):
+    with pytest.raises(FolderError, match="only 2 of 3 shards"):
         store(tmp_path).load()
 
-    report = extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator())
+    report = extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
 
     assert report.num_images == 4
     assert torch.allclose(store(tmp_path).load()["layer_2_mean"], whole["layer_2_mean"], atol=1e-6)
@@ -111,9 +108,9 @@ def test_an_interrupted_extraction_goes_on(encoder, images, tmp_path):
 
 
 def test_features_of_another_model_are_not_mixed_in(encoder, images, tmp_path):
-    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator())
+    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
 
-    with pytest.raises(SystemExit, match=r"holds other features \(model: abc there, xyz now\)"):
+    with pytest.raises(FolderError, match=r"holds other features \(model was 'abc' there and is 'xyz' now\)"):
         store(tmp_path, made_of={**MADE_OF, "model": "xyz"}).open()
 
 
@@ -123,9 +120,31 @@ def test_broken_images_are_left_out_and_counted(encoder, numbered_images, tmp_pa
     dataset = Dataset.from_list(rows, features=numbered_images.features).cast_column("image", Image(decode=False))
     images = EvaluationImages(dataset, Columns(label=None), (3, 32, 32))
 
-    report = extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator())
+    report = extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
 
     columns = store(tmp_path).load()
     assert report.num_broken == 1
     assert columns["index"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
     assert set(columns) == {"layer_2_mean", "index"}
+
+
+def test_a_note_that_a_full_disk_left_empty_stops_nobody(encoder, images, tmp_path):
+    (tmp_path / ".train.json").touch()
+
+    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
+
+    assert len(store(tmp_path).load()["index"]) == 10
+
+
+def test_features_that_are_not_finite_are_not_kept(encoder, images, tmp_path):
+    torch.nn.init.constant_(encoder.layers[1].mlp.fc2.bias, torch.nan)
+
+    with pytest.raises(ValueError, match="layer_2_mean holds NaN or infinity"):
+        extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
+
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_split_stays_in_its_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"\.\./train. cannot name files"):
+        store(tmp_path, split="../train")

@@ -2,6 +2,8 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .cards import markdown_table
+
 METRIC_NAMES = {
     "fid": "FID",
     "inception_score": "Inception Score",
@@ -25,9 +27,9 @@ def model_card_block(
     """A model card's results: `model-index` metadata, which the Hub shows, and the same as a Markdown table.
 
     Args:
-        scores (`dict[str, float]`): by metric; `NAME_std` beside `NAME` is its spread.
+        scores (`dict[str, float]`): by metric; `NAME_std` is the spread of `NAME`.
         model_name, dataset_name (`str`): what was scored, and against what.
-        feature_network (`str`): the network whose features were compared; named beside every figure.
+        feature_network (`str`): the network whose features were compared; named with every score.
         task_type (`str`, *optional*): the Hub's name of the task.
         dataset_split (`str`, *optional*): the split of the data set.
 
@@ -49,11 +51,11 @@ def model_card_block(
         for name in names
     ]
     metadata = ModelCardData(model_name=model_name, eval_results=results).to_yaml()
-    rows = "\n".join(f"| {METRIC_NAMES.get(name, name)} | {_figure(scores, name)} |" for name in names)
-    table = f"| Metric ({feature_network} features, {dataset_name}) | |\n| --- | --- |\n{rows}"
+    rows = [(METRIC_NAMES.get(name, name), _with_spread(scores, name)) for name in names]
+    table = markdown_table([f"Metric ({feature_network} features, {dataset_name})", ""], rows)
     return f"---\n{metadata}\n---\n\n{table}\n"
 
 
-def _figure(scores: dict[str, float], name: str) -> str:
+def _with_spread(scores: dict[str, float], name: str) -> str:
     spread = scores.get(f"{name}_std")
     return f"{scores[name]:.5g}" + ("" if spread is None else f" ± {spread:.2g}")

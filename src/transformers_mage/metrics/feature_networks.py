@@ -29,7 +29,7 @@ class FeatureBatch:
         return len(self.features)
 
 
-class FeatureExtractor:
+class FeatureNetwork:
     """Images, or features computed before, to a [`FeatureBatch`].
 
     Args:

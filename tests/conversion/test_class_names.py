@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from transformers_mage.conversion.labels import read_labels
+from transformers_mage.conversion.class_names import read_class_names
 from transformers_mage.conversion.reading import CheckpointError
 
 NAMES = {0: "tench", 1: "goldfish", 2: "great white shark"}
@@ -16,7 +16,7 @@ NAMES = {0: "tench", 1: "goldfish", 2: "great white shark"}
 def test_formats(text, tmp_path):
     (tmp_path / "labels").write_text(text)
 
-    assert read_labels(tmp_path / "labels", 3) == NAMES
+    assert read_class_names(tmp_path / "labels", 3) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_other_files(text, message, tmp_path):
     (tmp_path / "labels").write_text(text)
 
     with pytest.raises(CheckpointError, match=message):
-        read_labels(tmp_path / "labels", 3)
+        read_class_names(tmp_path / "labels", 3)

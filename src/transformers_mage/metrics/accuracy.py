@@ -8,7 +8,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 
 from .statistics import SumStatistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 
 class _ClassCounts(SumStatistics):
