@@ -4,9 +4,9 @@ Gives a trained tokenizer fewer codes: the centres of k-means over the latents o
     python -m examples.fashion.reduce_codes --tokenizer_name_or_path outputs/fashion/vqgan --codebook_size 64 \
         --dataset_name outputs/fashion/data --output_dir outputs/fashion/vqgan-64
 
-A tokenizer that is trained for exact pixels tells apart what no eye does, and a model of its tokens has to predict that
-too. With a quarter of the codes the Fréchet distance of reconstructions is the same, and every token is easier to guess.
-The decoder should learn the new codes afterwards (configs/vqgan_fashion_decoder.yaml).
+A tokenizer that is trained for exact pixels tells apart what no eye does, and a model of its tokens has to predict
+that too. With a quarter of the codes the Fréchet distance of reconstructions is the same, and every token is easier to
+guess. The decoder should learn the new codes afterwards (configs/vqgan_fashion_decoder.yaml).
 """
 
 import argparse
