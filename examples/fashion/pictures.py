@@ -22,7 +22,8 @@ def draw_grid(images: Tensor, columns: int, scale: int = 2, gap: int = 2) -> Ima
     images = F.pad(images, (0, gap, 0, gap, 0, 0, 0, missing), value=255)
     rows = images.unflatten(0, (-1, columns)).squeeze(2)
     picture = rows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-    return Image.fromarray(picture[:-gap, :-gap].numpy())
+    height, width = (side - gap for side in picture.shape)
+    return Image.fromarray(picture[:height, :width].numpy())
 
 
 def draw_rows(rows: Sequence[Tensor], **kwargs) -> Image.Image:

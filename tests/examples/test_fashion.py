@@ -10,10 +10,10 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from examples.fashion import evaluate, make_dataset, reduce_codes, sweep, train_judge
+from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep, train_judge
 from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
-from examples.fashion.judge import JUNK, FashionJudge, Verdicts
+from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
 from examples.fashion.pictures import draw_grid
 from examples.fashion.scores import fashion_scores, nearest_images
 from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
@@ -208,3 +208,34 @@ def test_what_is_scored_is_not_scored_again(tmp_path):
     second = evaluate.stored(file, lambda evaluation: {"fd": 2.0}, None)
 
     assert first == second == {"fd": 1.0}
+
+
+def test_bundled_images_are_those_of_the_data_set(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "PICTURE", tmp_path / "sheet.png")
+    monkeypatch.setattr(bundle, "PER_CLASS", 2)
+    bundle.main(["--dataset_name", str(data)])
+
+    images, labels = bundle.load_bundled()
+
+    assert labels.tolist() == sorted(2 * list(range(10)))
+    assert torch.equal(images.flatten(1).float().mean(dim=1), 10.0 * labels)
+
+
+def test_a_few_unseen_images_travel_with_the_example():
+    images, labels = bundle.load_bundled()
+
+    assert images.shape == (300, 1, 28, 28)
+    assert torch.bincount(labels).tolist() == [30] * 10
+    assert bundle.PICTURE.stat().st_size < 200_000
+
+
+def test_the_judge_knows_clothes_from_junk(generator):
+    judge, (images, labels) = FashionJudge.load(), bundle.load_bundled()
+
+    verdicts = judge_images(judge, images)
+    junk = judge_images(judge, make_junk(as_grey(images), labels, generator))
+
+    assert (verdicts.kinds == labels).float().mean() > 0.85
+    assert 0.75 < verdicts.sure < 0.9
+    assert verdicts.junk < 0.05
+    assert junk.sure < 0.05
