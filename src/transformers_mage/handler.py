@@ -120,10 +120,7 @@ class EndpointHandler:
         check_sizes(parameters)
         arguments = {name: parameters[name] for name in _PASSED_ON if name in parameters}
         arguments |= self._subject(inputs, parameters)
-        labels = arguments.get("class_labels")
-        count = arguments.get("num_images", 1) * (len(labels) if isinstance(labels, list) else 1)
-        if count > MAX_IMAGES:
-            raise RequestError(f"At most {MAX_IMAGES} images can be made at once, got {count}.")
+        check_count(arguments)
         seed = parameters.get("seed", random.randrange(2**31))
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise RequestError(f"`seed` must be a whole number of 0 or more, got {seed!r}.")
@@ -131,15 +128,13 @@ class EndpointHandler:
         return {"images": [write_image(image) for image in images], "seed": seed}
 
     def _subject(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
-        """What `inputs` is: an image to edit, a class or several, or how many images to make."""
+        """What `inputs` is: an image to edit, or what the pipeline takes first, a class, several or a number."""
         subject = {name: parameters[name] for name in ("num_images", "class_labels") if name in parameters}
         images = {name: parameters[name] for name in ("image", "mask_image") if name in parameters}
-        is_conditional = bool(self.pipe.model.config.num_classes)
         if "image" not in images and any(name in parameters for name in _EDITING):
             images["image"] = inputs
         elif inputs not in (None, "", {}):
-            name = "class_labels" if is_conditional or not isinstance(inputs, int) else "num_images"
-            subject[name] = inputs
+            subject["prompt"] = inputs
         return subject | {name: read_image(image, name) for name, image in images.items()}
 
     @torch.no_grad()
@@ -183,6 +178,15 @@ def check_names(parameters: dict[str, Any], known: tuple[str, ...]):
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise RequestError(f"`parameters` has no {unknown[0]!r}; it can hold {sorted([*known, 'task'])}.")
+
+
+def check_count(arguments: dict[str, Any]):
+    """Raises RequestError for more images than can be made at once."""
+    prompt = arguments.get("prompt", arguments.get("class_labels"))
+    count = arguments.get("num_images", 1) * (len(prompt) if isinstance(prompt, list) else 1)
+    count = max(count, prompt if isinstance(prompt, int) else 1)
+    if count > MAX_IMAGES:
+        raise RequestError(f"At most {MAX_IMAGES} images can be made at once, got {count}.")
 
 
 def check_sizes(parameters: dict[str, Any]):

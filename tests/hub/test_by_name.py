@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageM
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.files import FolderError
 
 from .conftest import CARDS
 from .server import HubServer
@@ -233,7 +234,7 @@ def test_there_is_no_tokenizer(hub: HubServer, small_config: MageConfig, tmp_pat
     MageForMaskedImageModeling(config).save_pretrained(tmp_path / "saved")
 
     for name in ("org/nothing", "outputs/misspelt", str(tmp_path / "saved")):
-        with pytest.raises(SystemExit, match=f"There is no tokenizer in {name}") as caught:
+        with pytest.raises(FolderError, match=f"There is no tokenizer in {name}") as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
     assert len(hub.requests) == 2

@@ -4,7 +4,6 @@ import copy
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.data.test_streamed import first_epoch
-from transformers_mage.data.loading import load_images
+from transformers_mage.data.batches import DataError, Loading, Share
+from transformers_mage.data.loading import Columns, DatasetSpec, load_images
 from transformers_mage.data.streamed import Retries, StreamedSource
-from transformers_mage.data.views import ImageViews
+from transformers_mage.data.views import Crops, ImageViews
 from transformers_mage.training.conditional import class_settings
 
 from .server import HubServer
@@ -43,23 +43,19 @@ def imagenet(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return hub
 
 
-def load(streaming: bool = True, split: str = "train") -> datasets.IterableDataset:
-    names = {"image_column": "image", "label_column": "label"}
-    arguments = SimpleNamespace(dataset_name=NAME, dataset_config_name=None, max_train_samples=None, **names)
-    return load_images(arguments, split, streaming=streaming)
+def load(split: str = "train") -> datasets.IterableDataset:
+    return load_images(DatasetSpec(NAME, split=split, streaming=True))[0]
 
 
 def sources(num_processes: int, num_workers: int) -> list[StreamedSource]:
-    views = ImageViews((8, 8), channels=3, crop_scale_min=1, horizontal_flip=False)
-    split = {"num_processes": num_processes, "num_workers": num_workers, "window_size": 3, "batch_size": 2}
-    return [
-        StreamedSource(load(), views, "image", "label", seed=1, process_index=i, retries=Retries(8, 0.01), **split)
-        for i in range(num_processes)
-    ]
+    views = ImageViews((8, 8), channels=3, crops=Crops(scale_min=1, flip=False))
+    shares = [Share(process, num_processes) for process in range(num_processes)]
+    loadings = [Loading(2, seed=1, share=share, num_workers=num_workers, window_size=3) for share in shares]
+    return [StreamedSource(load(), Columns(), views, loading, Retries(8, 0.01)) for loading in loadings]
 
 
 def read(sources: list[StreamedSource], num_batches: int) -> list[list[list[int]]]:
-    return [[batch["labels"].tolist() for batch in islice(source.batches(0), num_batches)] for source in sources]
+    return [[batch.labels.tolist() for batch in islice(source.batches(0), num_batches)] for source in sources]
 
 
 def test_shards_and_classes_are_found(imagenet: HubServer):
@@ -112,10 +108,10 @@ def test_a_server_that_pauses(imagenet: HubServer):
     undisturbed = read(sources(1, 0), num_batches=12)
     (source,) = sources(1, 0)
     batches = source.batches(0)
-    first = next(batches)["labels"].tolist()
+    first = next(batches).labels.tolist()
     imagenet.stall(seconds=0.5)
 
-    assert [first, *(batch["labels"].tolist() for batch in islice(batches, 11))] == undisturbed[0]
+    assert [first, *(batch.labels.tolist() for batch in islice(batches, 11))] == undisturbed[0]
 
 
 @pytest.mark.parametrize("token", [None, "hf_right"])
@@ -124,7 +120,7 @@ def test_no_access_is_told_in_a_line(imagenet: HubServer, monkeypatch: pytest.Mo
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
 
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(DataError) as caught:
         load()
 
     assert f"{NAME} is gated: ask for access at {imagenet.endpoint}/datasets/{NAME}" in str(caught.value)
@@ -134,7 +130,7 @@ def test_no_access_is_told_in_a_line(imagenet: HubServer, monkeypatch: pytest.Mo
 def test_no_such_dataset(imagenet: HubServer):
     imagenet.hub.repositories.clear()
 
-    with pytest.raises(SystemExit, match="neither a folder here nor a dataset on the Hub") as caught:
+    with pytest.raises(DataError, match="neither a folder here nor a dataset on the Hub") as caught:
         load()
 
     assert "\n" not in str(caught.value)

@@ -133,16 +133,16 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
             return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return _load_by_name(name, spec.config_name, split, streaming)
+    return _load_by_name(spec)
 
 
-def _load_by_name(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
     try:
-        return load_dataset(name, config_name, split=split, streaming=streaming)
+        return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
     except datasets.exceptions.DatasetNotFoundError:
         # Which does not say where to ask for access: what it stumbled over does.
-        with explained(name, kind="dataset"), suppress(RemoteEntryNotFoundError):
-            hf_hub_download(name, "README.md", repo_type="dataset")
+        with explained(spec.name, kind="dataset"), suppress(RemoteEntryNotFoundError):
+            hf_hub_download(spec.name, "README.md", repo_type="dataset")
         raise
 
 
