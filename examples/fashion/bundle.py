@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .images import load_split
 from .make_dataset import CLASSES
-from .pictures import draw_grid
+from .pictures import draw_images
 
 PICTURE = Path(__file__).with_name("test_images.png")
 PER_CLASS, SIDE = 30, 28
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None):
     arguments = parser.parse_args(argv)
     images, labels = load_split(arguments.dataset_name, "test")
     first = torch.cat([(labels == kind).nonzero()[:PER_CLASS, 0] for kind in range(len(CLASSES))])
-    draw_grid(images[first], columns=PER_CLASS, scale=1, gap=0).save(PICTURE, optimize=True)
+    draw_images(images[first], PER_CLASS, scale=1, gap=0).save(PICTURE, optimize=True)
 
 
 def load_bundled() -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from transformers_mage.visualization import draw_steps
 
 from .images import load_split
 from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
-from .pictures import draw_grid, draw_rows
+from .pictures import draw_images, draw_rows
 from .sampling import generate, to_uint8
 from .scores import extract_features, fashion_scores, nearest_images
 
@@ -153,8 +153,7 @@ def score_samples(evaluation: Evaluation) -> dict:
 
 
 def draw_samples(evaluation: Evaluation, images: Tensor):
-    columns = 10
-    evaluation.save(draw_grid(images[:100], columns), "samples")
+    evaluation.save(draw_images(images[:100], num_columns=10), "samples")
     nearest = evaluation.train[0][nearest_images(images[:20], evaluation.train[0])[1]]
     evaluation.save(draw_rows([images[:20], nearest]), "neighbours")
     classes = {"class_labels": list(range(6))} | evaluation.classes if evaluation.classes else {"num_images": 6}

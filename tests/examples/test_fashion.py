@@ -14,7 +14,6 @@ from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep
 from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
 from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
-from examples.fashion.pictures import draw_grid
 from examples.fashion.scores import fashion_scores, nearest_images
 from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
@@ -165,14 +164,6 @@ def test_fewer_codes_leave_all_else_as_it_is(tokenizer, generator):
     images = torch.randint(0, 256, (5, 1, 4, 4), generator=generator).to(torch.uint8)
     assert reduce_codes.latents_of(tokenizer, images, batch_size=2).shape == (20, tokenizer.config.latent_channels)
     assert encode_images(reduced, images.float() / 255).max() < 3
-
-
-def test_grid_enlarges_and_fills_up_with_white():
-    picture = np.asarray(draw_grid(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), columns=2, scale=3, gap=1))
-
-    assert picture.shape == (25, 25)
-    assert picture[:12, :12].max() == 0
-    assert picture[13:, 13:].min() == 255
 
 
 @pytest.mark.filterwarnings("ignore:.*are too few for features")
