@@ -85,7 +85,7 @@ def make_judge(place: Workplace):
 
 
 def make_tokenizer(place: Workplace):
-    train("train_vqgan", "vqgan_fashion", place, "vqgan")
+    train("train_vqgan", "vqgan_fashion_encoder", place, "vqgan")
 
 
 def reduce_codebook(place: Workplace):
