@@ -27,7 +27,7 @@ def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.Long
     def encode(pixels: torch.Tensor) -> torch.LongTensor:
         return nearest_codes(vqvae.encode(pixels.to(vqvae.dtype)).latents, vqvae.quantize.embedding.weight)
 
-    with _without_autocast(pixel_values.device):
+    with without_autocast(pixel_values.device):
         return _in_parts(encode, pixel_values, pixel_values.shape[2] * pixel_values.shape[3])
 
 
@@ -73,13 +73,13 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTe
     """
     vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
     # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
-    with _without_autocast(latents.device):
+    with without_autocast(latents.device):
         vectors, codebook = vectors.float(), codebook.float()
         distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
     return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager:
     # The meta device, where work is counted, has none.
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()

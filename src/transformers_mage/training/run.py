@@ -189,16 +189,24 @@ class TrainingRun:
         """Backward, and with the last pass of an update its step; then whatever is due: logging, a checkpoint."""
         accelerator = self.accelerator
         accelerator.backward(loss)
-        if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
-            norm = accelerator.clip_grad_norm_(self.trained_parameters(), self.arguments.max_grad_norm)
-            metrics |= {} if norm is None else {"grad_norm": norm}
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        metrics |= self.clip_and_step()
         self.averages.add(metrics)
         self.losses.append(loss.detach())
         self.progress.samples_seen += self.samples_per_pass
         if accelerator.sync_gradients:
             self._end_update()
+
+    def clip_and_step(self) -> dict[str, Metric]:
+        """The optimizer's step, where the update's last pass is done. Gives the gradients' norm."""
+        norm = self._clip(self.trained_parameters()) if self.accelerator.sync_gradients else None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {} if norm is None else {"grad_norm": norm}
+
+    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor | None:
+        if self.arguments.max_grad_norm <= 0:
+            return None
+        return self.accelerator.clip_grad_norm_(parameters, self.arguments.max_grad_norm)
 
     def _end_update(self):
         self.progress.step += 1
