@@ -1,5 +1,7 @@
 """What tells reconstructions from photographs, patch by patch."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,22 +25,22 @@ class BlurPool(nn.Module):
 
 class PatchDiscriminator(nn.Module):
     """
-    A PatchGAN (arXiv 1611.07004) with blur-pooling in place of strides: a score for each patch, positive where it looks
-    real. Its normalisation is of each image alone, so that a score does not depend on the rest of the batch.
+    A PatchGAN (arXiv 1611.07004) with blur-pooling in place of strides: a score for each patch, positive where it
+    looks real. It normalises each image alone, so that a score does not depend on the rest of the batch.
 
     Args:
         in_channels (`int`): channels of the images.
         channels (`int`): of the finest level; each level has twice those of the one before, eight times at most.
         num_levels (`int`): halvings of the image.
-        spectral (`bool`): whether the weights' spectral norms are held at one (arXiv 1802.05957), in place of the group
-            norms.
+        spectral (`bool`): whether the weights' spectral norms are held at one (arXiv 1802.05957), in place of
+            the group norms.
     """
 
     def __init__(self, in_channels: int = 3, channels: int = 64, num_levels: int = 3, spectral: bool = False):
         super().__init__()
         widths = [channels * min(2**level, 8) for level in range(num_levels + 1)]
         layers: list[nn.Module] = [_conv(in_channels, widths[0], spectral), nn.LeakyReLU(0.2)]
-        for before, width in zip(widths[:-1], widths[1:], strict=True):
+        for before, width in pairwise(widths):
             norm = nn.Identity() if spectral else nn.GroupNorm(_groups(width), width)
             layers += [_conv(before, width, spectral), BlurPool(), norm, nn.LeakyReLU(0.2)]
         layers.append(_conv(widths[-1], 1, spectral))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import VQModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adversarial import Adversary, adaptive_weight
 from .autoencoder import Autoencoding, VQModelForTraining
@@ -28,8 +28,8 @@ class LossWeights:
 class VQGANOutput:
     """
     Attributes:
-        loss (`torch.Tensor`): the sum to go backward from, the discriminator's own loss in it. None of the two networks
-            gets gradients of what the other minimises.
+        loss (`torch.Tensor`): the sum to go backward from, the discriminator's own loss in it. Neither of the two
+            networks gets gradients of what the other minimises.
         metrics (`dict[str, torch.Tensor]`): its parts, detached.
         autoencoding ([`Autoencoding`]): what was made of the images.
     """
@@ -41,8 +41,8 @@ class VQGANOutput:
 
 class VQGANForTraining(VQModelForTraining):
     """
-    The two networks of a VQGAN (arXiv 2012.09841) in one: one forward and one backward pass give the gradients of both,
-    each for its own loss. So they train on every topology as one model does.
+    The two networks of a VQGAN (arXiv 2012.09841) in one: one forward and one backward pass give the gradients of
+    both, each for its own loss. So they train on every topology as one model does.
 
     Args:
         vqvae (`VQModel`): the autoencoder.
