@@ -41,9 +41,9 @@ class VQModelForTraining(nn.Module):
         vqvae (`VQModel`): the model to train.
         l1_share (`float`): share of the absolute in the reconstruction error; the rest is squared.
         normalize_codes (`bool`): whether latents and codes are compared at length one (arXiv 2110.04627), which keeps
-            codes of few dimensions (`vq_embed_dim`) in use. [`export`] puts codes of length one into the `VQModel`; which
-            is nearest then does not depend on a latent's length, so that a stock model gives the same tokens and
-            images. Only the latents that its `encode` returns are not normalised.
+            codes of few dimensions (`vq_embed_dim`) in use. [`export`] puts codes of length one into the `VQModel`;
+            which is nearest then does not depend on a latent's length, so that a stock model gives the same tokens
+            and images. Only the latents that its `encode` returns are not normalised.
     """
 
     def __init__(self, vqvae: VQModel, l1_share: float = 0.5, normalize_codes: bool = False):
