@@ -31,7 +31,7 @@ from transformers_mage.benchmarking.measuring import (
 from transformers_mage.benchmarking.models import SIZES, build_model, plain_copy
 from transformers_mage.benchmarking.reporting import as_json, describe_machine, markdown_table, ratio_table
 from transformers_mage.benchmarking.workloads import ON_HOST, WITHOUT_PLAIN_PATH, WORKLOADS, Setting, count_flops
-from transformers_mage.training.arguments import argument, parse_arguments
+from transformers_mage.command_line import argument, parse_arguments
 
 
 @dataclass

@@ -16,11 +16,10 @@ from datasets import Dataset, IterableDataset
 from diffusers import VQModel
 from tqdm.auto import tqdm
 
-from transformers_mage.training.arguments import DataArguments, argument, parse_arguments
-from transformers_mage.training.augmentation import ImageViews
-from transformers_mage.training.data import load_images
-from transformers_mage.training.pretraining import tokenize
-from transformers_mage.training.token_cache import (
+from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.data.arguments import DataArguments
+from transformers_mage.data.loading import load_images
+from transformers_mage.data.token_cache import (
     CacheMetadata,
     encode_shard,
     fingerprint,
@@ -29,7 +28,8 @@ from transformers_mage.training.token_cache import (
     shard_folder,
     transform_values,
 )
-from transformers_mage.training.tokenizer import load_tokenizer
+from transformers_mage.data.tokenization import load_tokenizer, tokenize
+from transformers_mage.data.views import ImageViews
 
 
 @dataclass

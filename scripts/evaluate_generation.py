@@ -23,6 +23,8 @@ from accelerate.utils import reduce
 from torch import Tensor
 from tqdm import tqdm
 
+from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.metrics import (
     FeatureExtractor,
     FrechetInceptionDistance,
@@ -39,8 +41,6 @@ from transformers_mage.metrics import (
 )
 from transformers_mage.metrics.images import ImageSource
 from transformers_mage.metrics.report import model_card_block
-from transformers_mage.training.arguments import argument, parse_arguments
-from transformers_mage.training.tokenizer import load_tokenizer
 
 SIDES = {"predictions": "samples", "references": "references"}  # a metric's name of each side, and the flag's
 METRICS = {

@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from transformers_mage.training.arguments import DataArguments, argument, parse_arguments
-from transformers_mage.training.classification import image_shape, load_encoder
-from transformers_mage.training.data import load_split
-from transformers_mage.training.features import (
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.arguments import DataArguments
+from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images, find_image_column
+from transformers_mage.data.labels import Classes, find_label_column
+from transformers_mage.data.loading import load_split
+from transformers_mage.representation.classification import image_shape, load_encoder
+from transformers_mage.representation.features import (
     FORMATS,
     ExtractionReport,
     FeatureExtractor,
@@ -25,15 +28,6 @@ from transformers_mage.training.features import (
     extract_features,
     fingerprint,
 )
-from transformers_mage.training.labelled_images import (
-    Classes,
-    EvaluationImages,
-    LabelledImages,
-    encoded_images,
-    find_image_column,
-    find_label_column,
-)
-from transformers_mage.training.run import reports_errors
 
 
 @dataclass

@@ -20,9 +20,10 @@ import torch
 from accelerate.utils import set_seed
 
 from transformers_mage import MageForImageClassification
-from transformers_mage.training.arguments import argument, parse_arguments
-from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.classification import (
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.sources import source_of
+from transformers_mage.data.views import RandomViews
+from transformers_mage.representation.classification import (
     ClassificationArguments,
     evaluate,
     evaluation_loader,
@@ -32,14 +33,13 @@ from transformers_mage.training.classification import (
     load_labelled_images,
     pixels_of,
 )
-from transformers_mage.training.finetuning import BestClassifier, ClassifierInputs, write_classifier
-from transformers_mage.training.layer_decay import layer_decay_groups
-from transformers_mage.training.mixing import Mixup
+from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, write_classifier
+from transformers_mage.representation.layer_decay import layer_decay_groups
+from transformers_mage.representation.mixing import Mixup
+from transformers_mage.representation.rand_augment import RandAugment
+from transformers_mage.representation.results import Result, save_results, table
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.rand_augment import RandAugment
-from transformers_mage.training.results import Result, save_results, table
-from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
-from transformers_mage.training.sources import source_of
+from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
 @dataclass

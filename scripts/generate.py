@@ -23,8 +23,9 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from transformers_mage import MagePipeline, MageScheduler
+from transformers_mage.command_line import argument, parse_arguments
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
-from transformers_mage.generation.plan import (
+from transformers_mage.sampling.plan import (
     ClassPlan,
     batches_of,
     check_folder,
@@ -32,9 +33,8 @@ from transformers_mage.generation.plan import (
     generator_of,
     write_manifest,
 )
-from transformers_mage.generation.writers import FORMATS, ImageFolderWriter, NpzWriter, SampleWriter, TarWriter
+from transformers_mage.sampling.writers import FORMATS, ImageFolderWriter, NpzWriter, SampleWriter, TarWriter
 from transformers_mage.scheduling_mage import MASKING_SCHEDULES, UNMASKING_ORDERS
-from transformers_mage.training.arguments import argument, parse_arguments
 
 SCHEDULER_CHOICES = ("masking_schedule", "unmasking_order", "token_temperature", "top_k", "top_p")
 PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule")

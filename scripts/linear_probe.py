@@ -24,9 +24,11 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast, set_seed
 
 from transformers_mage import MageModel
-from transformers_mage.training.arguments import argument, parse_arguments
-from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.classification import (
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
+from transformers_mage.data.sources import source_of
+from transformers_mage.data.views import RandomViews
+from transformers_mage.representation.classification import (
     ClassificationArguments,
     evaluate,
     evaluation_loader,
@@ -38,11 +40,9 @@ from transformers_mage.training.classification import (
     save_classifier,
     score,
 )
-from transformers_mage.training.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
-from transformers_mage.training.labelled_images import EvaluationImages, LabelledImages
-from transformers_mage.training.lars import LARS
-from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.probing import (
+from transformers_mage.representation.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
+from transformers_mage.representation.lars import LARS
+from transformers_mage.representation.probing import (
     FrozenFeatures,
     ProbeHead,
     ProbeHeads,
@@ -50,9 +50,9 @@ from transformers_mage.training.probing import (
     nearest_neighbour_scores,
     probe_as_classifier,
 )
-from transformers_mage.training.results import Result, best, save_results, table
-from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
-from transformers_mage.training.sources import source_of
+from transformers_mage.representation.results import Result, best, save_results, table
+from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
 

@@ -17,28 +17,22 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
-from transformers_mage.training.augmentation import RandomViews
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.indexed import IndexedSource, InMemoryImages, InMemoryTokens
+from transformers_mage.data.loading import load_images
+from transformers_mage.data.sources import create_source, indexed_source
+from transformers_mage.data.streamed import StreamedSource
+from transformers_mage.data.token_cache import CachedTokens, cached_class_settings
+from transformers_mage.data.tokenization import Encoder, image_size, load_tokenizer, tokenize_views, validation_tokens
+from transformers_mage.data.views import RandomViews
+from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_passes
-from transformers_mage.training.data import IndexedSource, InMemoryImages, InMemoryTokens, load_images
-from transformers_mage.training.evaluation import generate, picture, save_picture, validate
-from transformers_mage.training.pretraining import (
-    Encoder,
-    MageForPreTraining,
-    build_model,
-    image_size,
-    save_model,
-    tokenize_views,
-    training_labels,
-    validation_tokens,
-)
-from transformers_mage.training.run import TrainingRun, create_accelerator, reports_errors
-from transformers_mage.training.sources import create_source, indexed_source
-from transformers_mage.training.streaming import StreamedSource
-from transformers_mage.training.token_cache import CachedTokens, cached_class_settings
-from transformers_mage.training.tokenizer import load_tokenizer
+from transformers_mage.training.pictures import generate, picture, save_picture
+from transformers_mage.training.pretraining import MageForPreTraining, build_model, save_model, training_labels
+from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
+from transformers_mage.training.validation import validate
 
 # Sharded models cannot generate: the sampler calls only a part of them.
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

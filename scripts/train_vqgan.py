@@ -13,10 +13,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import VQModel
 
-from transformers_mage.training.arguments import TrainingArguments, argument, parse_arguments
-from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.run import create_accelerator, reports_errors
-from transformers_mage.training.sources import create_source
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.sources import create_source
+from transformers_mage.data.views import RandomViews
+from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
 from transformers_mage.training.vqgan.differentiable_augmentation import KINDS
 from transformers_mage.training.vqgan.discriminator import PatchDiscriminator

@@ -9,9 +9,9 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
+from examples.digits import tasks as digits
 from transformers_mage import MageModel
 from transformers_mage.image_tokens import encode_images
-from transformers_mage.training import digits
 
 DIGITS = Path(__file__).parents[1] / "model_cards" / "mage-digits"
 # Bits of the fraction, the leading one not counted.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.digits import tasks as digits
 from transformers_mage import MagePipeline
-from transformers_mage.training import digits
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

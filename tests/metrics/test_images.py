@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from transformers_mage import MageConfig
-from transformers_mage.generation.plan import ClassPlan, write_manifest
-from transformers_mage.generation.writers import ImageFolderWriter, NpzWriter, TarWriter
 from transformers_mage.metrics.images import ImageSource
+from transformers_mage.sampling.plan import ClassPlan, write_manifest
+from transformers_mage.sampling.writers import ImageFolderWriter, NpzWriter, TarWriter
 
 
 @pytest.fixture

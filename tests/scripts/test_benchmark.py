@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from tests.scripts.conftest import load_script
+from tests.in_process import load_script
 
 TINY = ["--size", "small", "--batch_size", "2", "--warmup", "0", "--num_inference_steps", "2", "--device", "cpu"]
 

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from tests.in_process import load_script
 from transformers_mage import MageConfig, MageForMaskedImageModeling
 from transformers_mage.metrics import (
     FrechetInceptionDistance,
@@ -19,8 +20,6 @@ from transformers_mage.metrics import (
     TokenizerScores,
     TransformersFeatures,
 )
-
-from .conftest import load_script
 
 VQ_CONFIG = {
     "block_out_channels": [8, 8],

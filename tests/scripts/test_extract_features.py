@@ -7,7 +7,7 @@ from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from .conftest import load_script
+from tests.in_process import load_script
 
 Script = Callable[[list[str]], None]
 

@@ -8,7 +8,7 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from .conftest import load_script
+from tests.in_process import load_script
 
 Script = Callable[[list[str]], None]
 

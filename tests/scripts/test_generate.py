@@ -11,11 +11,11 @@ import PIL.Image
 import pytest
 import torch
 
+from tests.in_process import ROOT
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.generation.writers import ImageFolderWriter
+from transformers_mage.sampling.writers import ImageFolderWriter
 
 from ..conftest import SMALL_VQ_CONFIG
-from .conftest import ROOT
 
 
 @pytest.fixture(scope="module")

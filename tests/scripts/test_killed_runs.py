@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.in_process import MODEL_FLAGS, in_child
+from transformers_mage.data.indexed import InMemoryImages
 from transformers_mage.training import checkpointing
-from transformers_mage.training.data import InMemoryImages
 from transformers_mage.training.run import EXIT_INTERRUPTED
 
-from .conftest import MODEL_FLAGS, in_child
 from .test_train_mage import assert_same_bits
 
 Script = Callable[[list[str]], None]

@@ -7,7 +7,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForImageClassification, pipeline
 
-from .conftest import load_script
+from tests.in_process import load_script
 
 Script = Callable[[list[str]], None]
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from transformers_mage.training.arguments import parse_arguments
-
-from .conftest import ROOT, load_module
+from tests.in_process import ROOT, load_module
+from transformers_mage.command_line import parse_arguments
 
 RECIPES = sorted(
     path for name in ("linear_probe", "finetune") for path in Path(ROOT, "configs").glob(f"{name}_*.yaml")

@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
-
-from .conftest import MODEL_FLAGS
 
 Script = Callable[[list[str]], None]
 CLASS_EMBEDDINGS = "mage.embeddings.class_embeddings.weight"

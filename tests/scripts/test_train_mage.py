@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
+from transformers_mage.data.token_cache import CachedTokens
 from transformers_mage.training.pretraining import MageForPreTraining
-from transformers_mage.training.token_cache import CachedTokens
-
-from .conftest import MODEL_FLAGS
 
 Script = Callable[[list[str]], None]
 

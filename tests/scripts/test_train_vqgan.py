@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import VQModel
 
-from .conftest import VQ_FLAGS
+from tests.in_process import VQ_FLAGS
 
 
 def test_the_loss_falls_and_the_codes_are_used(tokenizer_folder: Path):

@@ -3,8 +3,9 @@ import torch
 from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.training.augmentation import RandomViews
-from transformers_mage.training.pretraining import Encoder, MageForPreTraining, build_model, tokenize, tokenize_views
+from transformers_mage.data.tokenization import Encoder, tokenize, tokenize_views
+from transformers_mage.data.views import RandomViews
+from transformers_mage.training.pretraining import MageForPreTraining, build_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
 SIZES |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}

@@ -124,8 +124,8 @@ def extract(setting: Setting) -> Run:
     """Features of a dataset in memory, decoded, computed and written as scripts/extract_features.py does."""
     from accelerate import Accelerator
 
-    from ..training.features import FeatureExtractor, FeatureStore, extract_features
-    from ..training.labelled_images import EvaluationImages
+    from ..data.labelled_images import EvaluationImages
+    from ..representation.features import FeatureExtractor, FeatureStore, extract_features
 
     encoder = _for_inference(setting).mage
     if setting.is_compiled:
@@ -210,7 +210,7 @@ def _tokenizer(setting: Setting) -> torch.nn.Module:
 
 def load_tokens(setting: Setting) -> Run:
     """Batches of a token cache, as training loads them."""
-    from ..training.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
+    from ..data.token_cache import CachedTokens, CacheMetadata, _as_dataset, save_shard, shard_folder
 
     config, folder = setting.model.config, Path(tempfile.mkdtemp())
     rows = np.random.default_rng(0).integers(config.codebook_size, size=(4096, config.sequence_length))
@@ -221,8 +221,9 @@ def load_tokens(setting: Setting) -> Run:
 
 def load_jpegs(setting: Setting) -> Run:
     """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
-    from ..training.augmentation import ImageViews, open_image
-    from ..training.data import EncodedImages
+    from ..data.images import open_image
+    from ..data.indexed import EncodedImages
+    from ..data.views import ImageViews
 
     config, dataset = setting.model.config, _jpeg_dataset(setting, 1024)
     views = ImageViews([config.patch_size * side for side in config.grid_size])
@@ -249,8 +250,8 @@ def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
 
 def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
     """The batch in equal parts, one of each worker, so that none can have worked ahead."""
+    from ..data.indexed import IndexedSource
     from ..training.arguments import TrainingArguments
-    from ..training.data import IndexedSource
 
     parts = max(setting.num_workers, 1)
     arguments = TrainingArguments(

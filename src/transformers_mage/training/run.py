@@ -1,7 +1,6 @@
 """What every training run does around its steps: topology, progress, logging, checkpoints, stopping."""
 
 import contextlib
-import functools
 import json
 import logging
 import signal
@@ -12,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
-from .arguments import TrainingArguments, as_flat_dict, save_recipe
+from ..command_line import as_flat_dict, save_recipe
+from ..data.batches import Batch, DataError, Source
+from .arguments import TrainingArguments
 from .checkpointing import Progress, changed_settings, find_checkpoint, load_states, save_checkpoint
-from .data import Batch, DataError, Source
 from .optimization import create_optimizer, create_scheduler, num_updates
 from .tracking import Averages, Metric, peak_flops
 
@@ -385,22 +384,3 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
-
-
-def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """
-    Ends a script with one line instead of a traceback where the data or the disk, and not the program, failed; and
-    leaves the other processes in good order when it is done.
-    """
-
-    @functools.wraps(main)
-    def run(argv: list[str] | None = None):
-        try:
-            main(argv)
-        except DataError as error:
-            raise SystemExit(f"The data cannot be read: {error}") from error
-        except (OSError, SafetensorError) as error:
-            raise SystemExit(f"The system refused: {error}") from error
-        PartialState().destroy_process_group()
-
-    return run

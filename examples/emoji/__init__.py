@@ -1,0 +1,1 @@
+"""Emoji in colour, from a font."""

@@ -1,0 +1,203 @@
+"""Training data of known length, in memory or decoded when it is fetched."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..training.arguments import TrainingArguments
+from .batches import Batch, DataError, EndlessBatches, loader_options, stack_views
+from .images import BrokenImageError, center_view, open_image, size_of, to_array
+from .labels import class_column
+from .views import ImageViews
+
+
+class InMemoryImages(torch.utils.data.Dataset):
+    """
+    Decoded images, fetched a batch at a time.
+
+    Args:
+        images (`torch.Tensor` of shape `(num_images, channels, height, width)`): uint8.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): classes.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None = None):
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        indices = torch.tensor(draws) % len(self)
+        batch = {"images": self.images[indices]}
+        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+
+
+class InMemoryTokens(torch.utils.data.Dataset):
+    """
+    Tokens of several random views of each image. Another view is drawn in each epoch.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(num_images, num_views, sequence_length)`): codes.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): classes.
+        views_per_image (`int`): how many different views of an image a batch holds, 2 for contrastive training.
+    """
+
+    def __init__(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, views_per_image: int = 1):
+        if views_per_image > input_ids.shape[1]:
+            raise ValueError(f"{views_per_image} different views of an image are needed, got {input_ids.shape[1]}.")
+        self.input_ids = input_ids
+        self.labels = labels
+        self.views_per_image = views_per_image
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        epochs, indices = np.divmod(np.asarray(draws), len(self))
+        views = drawn_views(epochs, self.views_per_image, self.input_ids.shape[1])
+        batch = {"input_ids": self.input_ids[indices, views].flatten(0, 1).long()}
+        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+
+
+def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.ndarray:
+    """(views_per_image, batch_size) of which views are due in the samples' epochs: all in turn."""
+    return (np.arange(views_per_image)[:, None] + views_per_image * epochs) % num_views
+
+
+class EncodedImages(torch.utils.data.Dataset):
+    """
+    Images that are decoded when they are fetched. In place of a broken one, the batch repeats another, and says so.
+
+    Args:
+        dataset (`datasets.Dataset`): with encoded images.
+        views ([`ImageViews`]): what to make of them.
+        image_column, label_column (`str`): names of the columns.
+        seed (`int`): of the views.
+    """
+
+    def __init__(self, dataset: Dataset, views: ImageViews, image_column: str, label_column: str | None, seed: int):
+        self.dataset = dataset
+        self.views = views
+        self.image_column = image_column
+        self.label_column = class_column(dataset, label_column)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        rows = self.dataset[[draw % len(self) for draw in draws]]
+        views = []
+        for draw, image in zip(draws, rows[self.image_column], strict=True):
+            try:
+                views.append(self.views(image, (self.seed, draw)))
+            except BrokenImageError:
+                views.append(None)
+        good = [i for i, view in enumerate(views) if view is not None]
+        if not good:
+            raise DataError(f"None of {len(draws)} images can be decoded.")
+        chosen = [i if view is not None else good[i % len(good)] for i, view in enumerate(views)]
+        batch = {"views": stack_views([views[i] for i in chosen]), "num_skipped": len(views) - len(good)}
+        if self.label_column:
+            batch["labels"] = torch.tensor([rows[self.label_column][i] for i in chosen])
+        return batch
+
+
+class IndexedSource:
+    """
+    Batches of a dataset of known length, in the order of [`EndlessBatches`].
+
+    Args:
+        dataset (`torch.utils.data.Dataset`): it makes a batch of a list of draws.
+        arguments ([`TrainingArguments`]): batch size, seed and workers.
+        process_index, num_processes (`int`): which part is this process's.
+        pin_memory (`bool`): whether batches go to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset,
+        arguments: TrainingArguments,
+        process_index: int = 0,
+        num_processes: int = 1,
+        pin_memory: bool = False,
+    ):
+        self.dataset = dataset
+        self.num_samples = len(dataset)
+        self.order = {"batch_size": arguments.train_batch_size, "seed": arguments.seed}
+        self.order |= {"process_index": process_index, "num_processes": num_processes}
+        self.loading = loader_options(arguments.dataloader_num_workers, arguments.dataloader_timeout, pin_memory)
+
+    def batches(self, samples_seen: int) -> Iterator[Batch]:
+        order = EndlessBatches(self.num_samples, samples_seen=samples_seen, **self.order)
+        return iter(DataLoader(self.dataset, batch_sampler=order, **self.loading))
+
+    def state_dict(self) -> None:
+        return None
+
+    def load_state_dicts(self, states: list[None]):
+        pass
+
+
+def fits_in_memory(dataset: Dataset, image_column: str, shape: tuple[int, int, int], limit: float) -> bool:
+    """
+    Whether a dataset can be decoded once: its images are equally large, not larger than the model's, and `limit` GB
+    hold them.
+    """
+    channels, height, width = shape
+    if len(dataset) * channels * height * width > limit * 1e9:
+        return False
+    sizes = set()
+    for value in dataset.select_columns([image_column])[image_column]:
+        try:
+            sizes.add(size_of(value))
+        except BrokenImageError:
+            continue
+    return len(sizes) == 1 and all(w <= width and h <= height for w, h in sizes)
+
+
+def decode_images(
+    dataset: Dataset, image_column: str, shape: tuple[int, int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Decodes a whole dataset, resizing what is smaller, and leaving out what is broken.
+
+    Args:
+        shape (`tuple[int, int, int]`): channels, height and width.
+
+    Returns:
+        `torch.Tensor` of shape `(num_images, channels, height, width)`, uint8, and the indices of these images.
+    """
+    channels, height, width = shape
+    images, kept = torch.empty(len(dataset), *shape, dtype=torch.uint8), []
+    column = dataset.select_columns([image_column])
+    for i, row in enumerate(tqdm(column, desc="Decoding images", leave=False)):
+        try:
+            image = open_image(row[image_column], channels)
+        except BrokenImageError:
+            continue
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        images[len(kept)] = torch.from_numpy(to_array(image).copy())
+        kept.append(i)
+    return images[: len(kept)], torch.tensor(kept, dtype=torch.long)
+
+
+def validation_images(
+    dataset: Dataset | IterableDataset, image_column: str, shape: tuple[int, int, int], limit: int
+) -> torch.Tensor:
+    """(num_images, channels, height, width) uint8 evaluation crops of the first `limit` images that are whole."""
+    images, (channels, *size) = [], shape
+    for row in dataset:
+        try:
+            images.append(center_view(row[image_column], tuple(size), channels))
+        except BrokenImageError:
+            continue
+        if len(images) == limit:
+            break
+    return torch.stack(images)

@@ -1,0 +1,141 @@
+"""Files that are whole or not there, fingerprints of what they were made of, and what a folder was made with."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+NOT_THERE = object()
+
+
+class FolderError(ValueError):
+    """A folder that holds something else than what is to be read from it or written to it."""
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """
+    A path next to `path` to write a file or a folder to. It takes the place of `path` when all went well, and is
+    removed when not, so that whatever happens `path` is whole or as it was.
+
+    Args:
+        path (`str` or `Path`): where the file or folder shall be; its parents are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    remove(aside)
+    try:
+        yield aside
+        for file in [aside] if aside.is_file() else aside.rglob("*"):
+            if file.is_file():
+                sync(file)
+        replace(aside, path)
+    finally:
+        remove(aside)
+
+
+def replace(new: Path, old: Path):
+    """Renames `new` to `old`, whatever `old` is. A folder, which cannot be replaced at once, is moved away first."""
+    if old.is_dir() and not old.is_symlink():
+        doomed = old.with_name(f".{old.name}.removed")
+        remove(doomed)
+        old.rename(doomed)
+        new.rename(old)
+        remove(doomed)
+    else:
+        new.replace(old)
+    sync(old.parent)
+
+
+def remove(path: Path):
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path):
+    """Makes the disk, and not only the operating system, hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str):
+    """Writes a text file aside."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any):
+    """Writes a JSON file aside. What JSON does not know is written as its `str`."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """
+    Reads a JSON file.
+
+    Raises:
+        FolderError: if it is damaged, as a full disk or a crash may leave it.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FolderError(f"{path} is damaged ({error}). Remove it, or take another folder.") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights and, if it has one, of its configuration, wherever it was loaded from."""
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping):
+        values = {name: value for name, value in config.items() if not name.startswith("_")}
+        digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two sets of values, in terms of JSON, as {name: (then, now)}; None where one has it not."""
+    then, now = (json.loads(json.dumps(dict(values), default=str)) for values in (then, now))
+    names = [name for name in {**then, **now} if then.get(name, NOT_THERE) != now.get(name, NOT_THERE)]
+    return {name: (then.get(name), now.get(name)) for name in names}
+
+
+def check_same(folder: Path, what: str, then: Mapping[str, Any], now: Mapping[str, Any]):
+    """
+    Refuses to mix what was made with different values.
+
+    Args:
+        folder (`Path`): where it is.
+        what (`str`): what the folder holds, as in "features".
+        then, now (`Mapping`): the values it was made with, and those of now.
+
+    Raises:
+        FolderError: naming each value that differs.
+    """
+    different = differences(then, now)
+    if different:
+        said = "; ".join(f"{name} was {a!r} there and is {b!r} now" for name, (a, b) in different.items())
+        raise FolderError(f"{folder} holds other {what} ({said}). Use the same values, or another folder.")

@@ -1,1 +1,0 @@
-"""Many samples: which image is made where, and how they are kept. What `scripts/generate.py` is made of."""

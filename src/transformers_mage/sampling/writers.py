@@ -1,0 +1,309 @@
+"""
+Where samples go: one file an image, webdataset shards, or one array. Each writer knows what is already there, so that
+a run goes on where an earlier one was killed, and holds no more than a batch in memory.
+"""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+
+from .plan import ClassPlan
+
+FORMATS = ("png", "webp", "tar", "npz")
+
+
+class SampleWriter:
+    """
+    Base class of writers. Images are uint8 arrays of shape (height, width, channels), with 1 or 3 channels.
+
+    Args:
+        folder (`Path`): where the samples go.
+        unit_size (`int`): images that only one process may write, in order.
+        num_images (`int`): images of the whole run.
+    """
+
+    def __init__(self, folder: Path, unit_size: int, num_images: int):
+        self.folder = folder
+        self.unit_size = unit_size
+        self.num_images = num_images
+        self.pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+
+    def prepare(self):
+        """Makes what all processes share; one of them calls it, before any writes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def is_written(self, index: int) -> bool:
+        """Whether image `index` is there, from this run or an earlier one."""
+        raise NotImplementedError
+
+    def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
+        """Adds those images that are not there yet."""
+        raise NotImplementedError
+
+    def close(self):
+        """Ends this process's writing."""
+        self.pool.shutdown()
+
+    def finish(self, classes: ClassPlan):
+        """Makes what is left to be made once all images are there; one process calls it, after all have closed."""
+
+    def read(self, index: int) -> PIL.Image.Image:
+        """Image `index`, after `finish`."""
+        raise NotImplementedError
+
+
+def encode_image(image: np.ndarray, image_format: str = "png") -> bytes:
+    """A PNG file, or a lossless WebP file."""
+    buffer = io.BytesIO()
+    picture = PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    picture.save(buffer, format=image_format, **({"lossless": True} if image_format == "webp" else {}))
+    return buffer.getvalue()
+
+
+class ImageFolderWriter(SampleWriter):
+    """
+    One PNG or WebP file an image, `000000123.png`, each there whole or not at all, and the classes, where there are
+    any, in a `metadata.jsonl` as `datasets` reads it.
+    """
+
+    def __init__(self, folder: Path, unit_size: int, num_images: int, image_format: str = "png"):
+        super().__init__(folder, unit_size, num_images)
+        self.image_format = image_format
+
+    def path_of(self, index: int) -> Path:
+        return self.folder / f"{index:09d}.{self.image_format}"
+
+    def is_written(self, index: int) -> bool:
+        return self.path_of(index).exists()
+
+    def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
+        list(self.pool.map(self._write_one, indices, images))
+
+    def _write_one(self, index: int, image: np.ndarray):
+        path = self.path_of(index)
+        if path.exists():
+            return
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_bytes(encode_image(image, self.image_format))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def finish(self, classes: ClassPlan):
+        if classes[[0]] is None:
+            return
+        with open(self.folder / "metadata.jsonl", "w") as file:
+            for index in range(self.num_images):
+                file.write(json.dumps({"file_name": self.path_of(index).name, "label": classes[[index]][0]}) + "\n")
+
+    def read(self, index: int) -> PIL.Image.Image:
+        return PIL.Image.open(self.path_of(index))
+
+
+class TarWriter(SampleWriter):
+    """
+    Webdataset shards of PNG files, and of their classes as `.cls` where there are any: `000002.tar` has the images
+    `2 * unit_size` to `3 * unit_size - 1`. A shard is called `.part` until it is whole.
+    """
+
+    def __init__(self, folder: Path, unit_size: int, num_images: int):
+        super().__init__(folder, unit_size, num_images)
+        self.found: tuple[int | None, int] = (None, 0)
+        self.shard: int | None = None
+        self.file: io.FileIO | None = None
+        self.count = 0
+
+    def path_of(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.tar"
+
+    def part_of(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.tar.part"
+
+    def is_written(self, index: int) -> bool:
+        shard = index // self.unit_size
+        if self.found[0] != shard:  # looked at before this run adds to it
+            self.found = (shard, self._count_of(shard))
+        return index % self.unit_size < self.found[1]
+
+    def _size_of(self, shard: int) -> int:
+        return min(self.unit_size, self.num_images - shard * self.unit_size)
+
+    def _count_of(self, shard: int) -> int:
+        if self.path_of(shard).exists():
+            return self._size_of(shard)
+        if not self.part_of(shard).exists():
+            return 0
+        with open(self.part_of(shard), "rb") as file:
+            count, _ = _whole_samples(file)
+        # A whole one is written again to get its end and its name.
+        return min(count, self._size_of(shard) - 1)
+
+    def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
+        self._open(indices[0] // self.unit_size)
+        new = [k for k, index in enumerate(indices) if index % self.unit_size >= self.count]
+        data = b""
+        for k, encoded in zip(new, self.pool.map(encode_image, [images[k] for k in new]), strict=True):
+            if labels is not None:
+                data += _tar_member(f"{indices[k]:09d}.cls", str(labels[k]).encode())
+            # Last, so that a sample is whole where its image is.
+            data += _tar_member(f"{indices[k]:09d}.png", encoded)
+        self._append(data)
+        self.count += len(new)
+        if self.count == self._size_of(self.shard):
+            self._append(bytes(2 * tarfile.BLOCKSIZE))
+            self._close_file()
+            self.part_of(self.shard).replace(self.path_of(self.shard))
+
+    def _open(self, shard: int):
+        """Makes `shard` the open one, cut after the last whole sample in it."""
+        if shard == self.shard:
+            return
+        self._close_file()
+        self.shard, self.count, end = shard, 0, 0
+        if self.part_of(shard).exists():
+            with open(self.part_of(shard), "rb") as file:
+                self.count, end = _whole_samples(file)
+        self.file = open(self.part_of(shard), "ab", buffering=0)  # noqa: SIM115
+        self.file.truncate(end)
+
+    def _append(self, data: bytes):
+        """A file without a buffer, so that what a full disk refuses is not tried again when it is closed."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.file.write(rest) :]
+
+    def _close_file(self):
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def close(self):
+        self._close_file()
+        super().close()
+
+    def read(self, index: int) -> PIL.Image.Image:
+        with tarfile.open(self.path_of(index // self.unit_size)) as shard:
+            data = shard.extractfile(f"{index:09d}.png").read()
+        return PIL.Image.open(io.BytesIO(data))
+
+
+def _tar_member(name: str, data: bytes) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    return member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def _whole_samples(file: BinaryIO) -> tuple[int, int]:
+    """How many samples a shard has, which may be cut off anywhere, and where the last whole one ends."""
+    count, last_end = 0, 0
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while header := file.read(tarfile.BLOCKSIZE):
+        try:
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        except tarfile.HeaderError:
+            break
+        end = file.tell() + member.size + -member.size % tarfile.BLOCKSIZE
+        if end > size:
+            break
+        if member.name.endswith(".png"):
+            count, last_end = count + 1, end
+        file.seek(end)
+    return count, last_end
+
+
+class NpzWriter(SampleWriter):
+    """
+    One file `samples.npz`, as the guided-diffusion evaluation suite takes it: `arr_0`, uint8 RGB images of shape
+    (num_images, height, width, 3), and `arr_1`, their classes where there are any. Until it is whole, the images lie
+    in `samples.npy` and what is there is marked in `written.npy`.
+
+    Args:
+        image_size (`tuple[int, int]`): their height and width.
+    """
+
+    def __init__(self, folder: Path, unit_size: int, num_images: int, image_size: tuple[int, int]):
+        super().__init__(folder, unit_size, num_images)
+        self.shapes = {"samples": (num_images, *image_size, 3), "written": (num_images,)}
+        self.arrays: dict[str, np.memmap] = {}
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "samples.npz"
+
+    def _path_of(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def prepare(self):
+        super().prepare()
+        if self.path.exists():
+            return
+        for name, shape in self.shapes.items():
+            if not self._path_of(name).exists():
+                np.lib.format.open_memmap(self._path_of(name), "w+", np.uint8, shape).flush()
+                _reserve(self._path_of(name))
+
+    def _array(self, name: str) -> np.memmap:
+        if name not in self.arrays:
+            self.arrays[name] = np.load(self._path_of(name), mmap_mode="r+")
+        return self.arrays[name]
+
+    def is_written(self, index: int) -> bool:
+        return self.path.exists() or bool(self._array("written")[index])
+
+    def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
+        self._array("samples")[indices] = images  # one grey channel becomes three
+        self._array("written")[indices] = 1
+
+    def close(self):
+        for array in self.arrays.values():
+            array.flush()
+        self.arrays = {}
+        super().close()
+
+    def finish(self, classes: ClassPlan):
+        if self.path.exists():
+            return
+        temporary = self.folder / "samples.part.npz"
+        labels = classes[range(self.num_images)]
+        try:
+            np.savez(temporary, self._array("samples"), *([] if labels is None else [np.array(labels)]))
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(self.path)
+        self.arrays = {}
+        for name in self.shapes:
+            self._path_of(name).unlink()
+
+    def read(self, index: int) -> PIL.Image.Image:
+        _, height, width, channels = self.shapes["samples"]
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as array:
+            np.lib.format.read_magic(array)
+            np.lib.format.read_array_header_1_0(array)
+            array.seek(index * height * width * channels, os.SEEK_CUR)
+            pixels = np.frombuffer(array.read(height * width * channels), np.uint8)
+        return PIL.Image.fromarray(pixels.reshape(height, width, channels))
+
+
+def _reserve(path: Path):
+    """Takes the room that a file will need: a full disk is an error now, but would kill whoever writes to a map."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink()
+            raise

@@ -1,0 +1,51 @@
+"""Pictures of what a model makes while it trains."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import VQModel
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from ..image_tokens import decode_images
+from ..modeling_mage import MageForMaskedImageModeling
+from ..scheduling_mage import MageScheduler
+
+
+@torch.no_grad()
+def generate(model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int) -> torch.Tensor:
+    """(num_images, sequence_length) codes made from nothing, without touching torch's global generator."""
+    config = model.config
+    scheduler = MageScheduler(config.mask_token_id, num_inference_steps=num_inference_steps)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((num_images, config.sequence_length), config.mask_token_id, device=model.device)
+    for timestep in scheduler.timesteps.tolist():
+        tokens = scheduler.step(model(input_ids=tokens).logits, timestep, tokens, generator).prev_sample
+    return tokens
+
+
+def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:
+    """A grid of the images that `tokens`, of shape `(num_images, sequence_length)`, stand for."""
+    pixels = decode_images(tokenizer, tokens.to(tokenizer.device).unflatten(1, grid_size))
+    images = [to_image(image) for image in pixels.clamp(0, 1)]
+    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    array = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+
+
+def save_picture(image: Image.Image, name: str, step: int, output_dir: str | Path, accelerator: Accelerator):
+    """Writes a picture to `output_dir`/samples and to the trackers that take images."""
+    folder = Path(output_dir, "samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / f"{name}-{step:08d}.png")
+    array = np.asarray(image.convert("RGB"))
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: array[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [image]}, step=step)
