@@ -25,17 +25,17 @@ from tqdm import tqdm
 
 from transformers_mage.command_line import argument, parse_arguments
 from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.image_tokens import PIXEL_RANGE
 from transformers_mage.metrics import (
     FeatureExtractor,
     FrechetInceptionDistance,
-    InceptionFeatures,
     InceptionScore,
     KernelInceptionDistance,
     PrecisionRecall,
     StreamingMetric,
     TokenizerScores,
-    TransformersFeatures,
     is_statistics_file,
+    load_feature_network,
     load_statistics,
     save_statistics,
 )
@@ -57,14 +57,16 @@ class EvaluationArguments:
     metrics: str | None = argument(
         None, f"With commas between them: {', '.join(METRICS)}. By default, what is possible."
     )
-    feature_network: str = argument("inception", '"inception", or the folder or Hub name of a vision model.')
+    feature_network: str = argument(
+        "inception", '"inception", "efficientnet-lite0", or the folder or Hub name of a vision model.'
+    )
     inception_weights: str | None = argument(None, "torch-fidelity's weights file, if it is not in torch's cache.")
     samples_split: str | None = argument(None, "The split of a dataset of samples with several.")
     references_split: str | None = argument(None, "The split of a dataset of references with several.")
     image_column: str | None = argument(None, "The column with the images of a dataset with several such columns.")
     resolution: int | None = argument(None, "Resize the shorter side to this, and crop the centre.")
-    pixel_min: float = argument(0.0, "What black is to the tokenizer.")
-    pixel_max: float = argument(1.0, "What white is to the tokenizer.")
+    pixel_min: float | None = argument(None, "What black is to the tokenizer, if its configuration does not say it.")
+    pixel_max: float | None = argument(None, "What white is to the tokenizer, if its configuration does not say it.")
     batch_size: int = argument(64, "Images in one forward pass of one process.")
     dataloader_num_workers: int = argument(0, "Processes that load images, for each evaluating process.")
     seed: int = argument(0, "Chooses the subsets of KID and of the Inception Score.")
@@ -80,8 +82,9 @@ class EvaluationArguments:
             raise ValueError(f"There is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}.")
         if self.batch_size < 1 or (self.resolution or 1) < 1:
             raise ValueError(f"`--batch_size` ({self.batch_size}) and `--resolution` must be at least 1.")
-        if self.pixel_min >= self.pixel_max:
-            raise ValueError(f"`--pixel_min` ({self.pixel_min}) must be below `--pixel_max` ({self.pixel_max}).")
+        if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
+            low, high = self.pixel_range
+            raise ValueError(f"`--pixel_min` ({low}) must be below `--pixel_max` ({high}).")
         if self.tokenizer is None and self.samples is None:
             raise ValueError("Say what to score: `--samples`, or `--tokenizer` for its reconstructions.")
         alone = self.asked_metrics == [InceptionScore.key] and not self.tokenizer
@@ -89,6 +92,16 @@ class EvaluationArguments:
             raise ValueError(
                 f"Say what to compare with: `--references` (only `--metrics {InceptionScore.key}` works without)."
             )
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        if self.pixel_min is None and self.pixel_max is None:
+            return None
+        low, high = PIXEL_RANGE
+        return (
+            low if self.pixel_min is None else self.pixel_min,
+            high if self.pixel_max is None else self.pixel_max,
+        )
 
     @property
     def asked_metrics(self) -> list[str]:
@@ -111,10 +124,7 @@ class Evaluation:
         }
 
     def feature_network(self) -> torch.nn.Module:
-        if self.args.feature_network == "inception":
-            network = InceptionFeatures(self.args.inception_weights)
-        else:
-            network = TransformersFeatures(self.args.feature_network)
+        network = load_feature_network(self.args.feature_network, self.args.inception_weights)
         return network.to(self.state.device)
 
     def stream(self, source: ImageSource, name: str, add: Callable[[Tensor], None]) -> dict[str, Any]:
@@ -210,7 +220,7 @@ def evaluate_tokenizer(run: Evaluation) -> tuple[dict[str, float], dict[str, Any
     args, tokenizer = run.args, load_tokenizer(run.args.tokenizer).to(run.state.device)
     mode = "L" if tokenizer.config.in_channels == 1 else "RGB"
     source = ImageSource(args.references, args.references_split, args.image_column, args.resolution, mode)
-    scores = TokenizerScores(tokenizer, run.feature_network(), (args.pixel_min, args.pixel_max), **run.options)
+    scores = TokenizerScores(tokenizer, run.feature_network(), args.pixel_range, **run.options)
     inputs = {"references": run.stream(source, "references", scores.add_batch)}
     return scores.compute() or {}, inputs
 

@@ -168,6 +168,11 @@ LIBRARIES: dict[str, Callable[[str], ImageNetwork]] = {
 }
 
 
+def is_image_network(name: str) -> bool:
+    """Whether a name is of the table above."""
+    return name == "efficientnet-lite0" or name.partition(":")[0] in LIBRARIES
+
+
 def load_image_network(name: str) -> ImageNetwork:
     """
     The frozen network of a name.
@@ -205,4 +210,4 @@ def _hooked(network: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
             handle.remove()
 
 
-__all__ = ["ImageNetwork", "load_image_network"]
+__all__ = ["ImageNetwork", "is_image_network", "load_image_network"]

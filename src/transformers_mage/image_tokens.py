@@ -8,6 +8,23 @@ from diffusers import VQModel
 
 # What the tokenizer takes at once, 8 images of 256 x 256. More keep no device busier, and take their memory.
 PIXELS_AT_ONCE = 2**19
+# What black and white are to a tokenizer whose configuration has no `pixel_range`.
+PIXEL_RANGE = (0.0, 1.0)
+
+
+def pixel_range(vqvae: VQModel) -> tuple[float, float]:
+    """What black and white are to the tokenizer: (0, 1) for MAGE's, (-1, 1) for those of latent diffusion."""
+    low, high = getattr(vqvae.config, "pixel_range", None) or PIXEL_RANGE
+    return float(low), float(high)
+
+
+def set_pixel_range(vqvae: VQModel, low: float, high: float):
+    """
+    Notes in the tokenizer's configuration, with which it is saved, what black and white are to it. A stock `VQModel`
+    ignores the entry.
+    """
+    if (low, high) != pixel_range(vqvae):
+        vqvae.register_to_config(pixel_range=[low, high])
 
 
 @torch.no_grad()
@@ -18,13 +35,15 @@ def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.Long
 
     Args:
         vqvae (`VQModel`): the tokenizer.
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): in [0, 1].
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): in [0, 1], whatever
+            the tokenizer's own range is.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, rows, columns)`.
     """
 
     def encode(pixels: torch.Tensor) -> torch.LongTensor:
+        pixels = _rescaled(pixels, PIXEL_RANGE, pixel_range(vqvae))
         return nearest_codes(vqvae.encode(pixels.to(vqvae.dtype)).latents, vqvae.quantize.embedding.weight)
 
     with without_autocast(pixel_values.device):
@@ -51,7 +70,10 @@ def decode_images(
     def decode(tokens: torch.Tensor) -> torch.FloatTensor:
         # Contiguous, since group norm on the CPU loses a digit in channels-last.
         latents = vqvae.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
-        return vqvae.decoder(vqvae.post_quant_conv(latents)).to(vqvae.dtype)
+        # The decoders of `norm_type="spatial"` look at the codes in every norm.
+        codes = latents if vqvae.config.norm_type == "spatial" else None
+        pixels = vqvae.decoder(vqvae.post_quant_conv(latents), codes).to(vqvae.dtype)
+        return _rescaled(pixels, pixel_range(vqvae), PIXEL_RANGE)
 
     patch_area = 4 ** (len(vqvae.config.block_out_channels) - 1)
     precision = nullcontext() if dtype is None else torch.autocast(image_tokens.device.type, dtype)
@@ -79,6 +101,12 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTe
     return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
 
 
+def _rescaled(pixels: torch.Tensor, range_: tuple[float, float], new: tuple[float, float]) -> torch.Tensor:
+    if range_ == new:
+        return pixels
+    return (pixels - range_[0]) * ((new[1] - new[0]) / (range_[1] - range_[0])) + new[0]
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     # The meta device, where work is counted, has none.
     if not torch.amp.is_autocast_available(device.type):
@@ -96,4 +124,4 @@ def _in_parts(
     return torch.cat([function(part) for part in images.split(size)])
 
 
-__all__ = ["decode_images", "encode_images", "nearest_codes"]
+__all__ = ["decode_images", "encode_images", "nearest_codes", "pixel_range", "set_pixel_range", "without_autocast"]

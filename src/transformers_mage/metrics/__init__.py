@@ -26,14 +26,21 @@ except ImportError as error:
     ) from error
 
 from .classification import Accuracy, MeanPerClassAccuracy, Top5Accuracy
-from .features import FeatureBatch, FeatureExtractor, InceptionFeatures, TransformersFeatures
+from .features import FeatureBatch, FeatureExtractor, InceptionFeatures, TransformersFeatures, load_feature_network
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
-from .reconstruction import PeakSignalNoiseRatio, StructuralSimilarity, TokenizerScores
+from .reconstruction import (
+    CodeUsage,
+    PeakSignalNoiseRatio,
+    PerceptualDifference,
+    StructuralSimilarity,
+    TokenizerScores,
+)
 from .statistics import is_statistics_file, load_statistics, save_statistics
 from .streaming import StreamingMetric
 
 __all__ = [
     "Accuracy",
+    "CodeUsage",
     "FeatureBatch",
     "FeatureExtractor",
     "FrechetInceptionDistance",
@@ -42,6 +49,7 @@ __all__ = [
     "KernelInceptionDistance",
     "MeanPerClassAccuracy",
     "PeakSignalNoiseRatio",
+    "PerceptualDifference",
     "PrecisionRecall",
     "StreamingMetric",
     "StructuralSimilarity",
@@ -49,6 +57,7 @@ __all__ = [
     "Top5Accuracy",
     "TransformersFeatures",
     "is_statistics_file",
+    "load_feature_network",
     "load_statistics",
     "save_statistics",
 ]
