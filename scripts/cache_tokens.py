@@ -16,8 +16,9 @@ from datasets import Dataset, IterableDataset
 from diffusers import VQModel
 from tqdm.auto import tqdm
 
-from transformers_mage.command_line import argument, parse_arguments
-from transformers_mage.data.arguments import DataArguments
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.arguments import DataArguments, TokenizerArguments
+from transformers_mage.data.indexed import validation_images
 from transformers_mage.data.loading import load_images
 from transformers_mage.data.token_cache import (
     CacheMetadata,
@@ -28,13 +29,12 @@ from transformers_mage.data.token_cache import (
     shard_folder,
     transform_values,
 )
-from transformers_mage.data.tokenization import load_tokenizer, tokenize
+from transformers_mage.data.tokenization import check_image_size, load_tokenizer, settle_pixel_range, tokenize
 from transformers_mage.data.views import ImageViews
 
 
 @dataclass
-class CacheArguments(DataArguments):
-    tokenizer_name_or_path: str | None = argument(None, "A `VQModel`'s folder or Hub name, or that of a MAGE model.")
+class CacheArguments(TokenizerArguments, DataArguments):
     image_size: int = argument(256, "Side of the views, in pixels.")
     views: int = argument(10, "Random views of each image.")
     batch_size: int = argument(16, "Images, with all their views, to encode at once.")
@@ -49,11 +49,19 @@ class CacheArguments(DataArguments):
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
 
 
+@reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(CacheArguments, __doc__, argv)
     accelerator = Accelerator()
-    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path).to(accelerator.device)
     dataset = load_images(arguments, arguments.train_split, arguments.streaming)
+    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder).to(accelerator.device)
+    check_image_size(tokenizer, arguments.image_size)
+    shape = (tokenizer.config.in_channels, arguments.image_size, arguments.image_size)
+    settle_pixel_range(
+        tokenizer,
+        arguments.tokenizer_pixel_range,
+        lambda: validation_images(dataset, arguments.image_column, shape, limit=2),
+    )
     views = ImageViews(
         (arguments.image_size, arguments.image_size),
         tokenizer.config.in_channels,

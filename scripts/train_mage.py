@@ -18,13 +18,23 @@ from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
-from transformers_mage.data.indexed import IndexedSource, InMemoryImages, InMemoryTokens
+from transformers_mage.data.arguments import TokenizerArguments
+from transformers_mage.data.indexed import IndexedSource, InMemoryImages, InMemoryTokens, validation_images
 from transformers_mage.data.loading import load_images
 from transformers_mage.data.sources import create_source, indexed_source
 from transformers_mage.data.streamed import StreamedSource
 from transformers_mage.data.token_cache import CachedTokens, cached_class_settings
-from transformers_mage.data.tokenization import Encoder, image_size, load_tokenizer, tokenize_views, validation_tokens
+from transformers_mage.data.tokenization import (
+    Encoder,
+    image_size,
+    load_tokenizer,
+    patch_size,
+    settle_pixel_range,
+    tokenize_views,
+    validation_tokens,
+)
 from transformers_mage.data.views import RandomViews
+from transformers_mage.image_tokens import pixel_range, set_pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_passes
@@ -39,11 +49,8 @@ WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MU
 
 
 @dataclass
-class MageArguments(TrainingArguments):
+class MageArguments(TokenizerArguments, TrainingArguments):
     model: dict = field(init=False, default_factory=dict)
-    tokenizer_name_or_path: str | None = argument(
-        None, "A `VQModel`'s folder or Hub name, or that of a MAGE model; by default the token cache's."
-    )
     pretrained_model_name_or_path: str | None = argument(
         None, "Go on from the weights of this MAGE model, with its tokenizer."
     )
@@ -82,7 +89,7 @@ class MageArguments(TrainingArguments):
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
     accelerator = create_accelerator(arguments)
-    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or Path(arguments.token_cache, "tokenizer"))
+    tokenizer = open_tokenizer(arguments)
     mage = create_model(arguments, tokenizer)
     config = mage.config
     if arguments.gradient_checkpointing:
@@ -117,6 +124,27 @@ def main(argv: list[str] | None = None):
     if accelerator.is_main_process:
         hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
         save_model(state, config, tokenizer, arguments.output_dir, **hub)
+
+
+def open_tokenizer(arguments: MageArguments) -> VQModel:
+    """The tokenizer that the tokens of the cache are of, or that the command line names."""
+    cached = Path(arguments.token_cache, "tokenizer") if arguments.token_cache else None
+    if not arguments.tokenizer_name_or_path:
+        return load_tokenizer(cached)
+    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder)
+    if cached is not None:
+        if cached.is_dir():
+            set_pixel_range(tokenizer, *pixel_range(load_tokenizer(cached)))
+        return tokenizer
+    side = patch_size(tokenizer)
+
+    def first_images() -> torch.Tensor:
+        dataset = load_images(arguments, arguments.train_split, arguments.streaming)
+        shape = (tokenizer.config.in_channels, 16 * side, 16 * side)
+        return validation_images(dataset, arguments.image_column, shape, limit=2)
+
+    settle_pixel_range(tokenizer, arguments.tokenizer_pixel_range, first_images)
+    return tokenizer
 
 
 def passes_together(run: TrainingRun, encoder: Encoder, config: MageConfig) -> Iterator[list[dict[str, Any]]]:

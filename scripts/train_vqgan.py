@@ -27,7 +27,7 @@ from transformers_mage.training.vqgan.run import VQGANRun
 
 
 @dataclass
-class TokenizerArguments(TrainingArguments):
+class VQGANArguments(TrainingArguments):
     vq_config: dict = field(init=False, default_factory=dict)
     image_size: int = argument(256, "Side of the images, in pixels.")
 
@@ -83,7 +83,7 @@ class TokenizerArguments(TrainingArguments):
 
 @reports_errors
 def main(argv: list[str] | None = None):
-    arguments = parse_arguments(TokenizerArguments, __doc__, argv)
+    arguments = parse_arguments(VQGANArguments, __doc__, argv)
     accelerator = create_accelerator(arguments)
     vqgan = create_vqgan(arguments)
     size = (arguments.image_size, arguments.image_size)
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None):
     save_tokenizer(run, accelerator)
 
 
-def create_vqgan(arguments: TokenizerArguments) -> VQGANForTraining:
+def create_vqgan(arguments: VQGANArguments) -> VQGANForTraining:
     """
     The autoencoder and what judges it.
 

@@ -2,29 +2,43 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from diffusers import VQModel
 
 # What the tokenizer takes at once, 8 images of 256 x 256. More keep no device busier, and take their memory.
 PIXELS_AT_ONCE = 2**19
-# What black and white are to a tokenizer whose configuration has no `pixel_range`.
+# What black and white are to a tokenizer whose configuration does not say it.
 PIXEL_RANGE = (0.0, 1.0)
+# Where it does. Of entries with an underscore a stock `VQModel` keeps what it does not know, without a warning.
+PIXEL_RANGE_ENTRY = "_pixel_range"
 
 
 def pixel_range(vqvae: VQModel) -> tuple[float, float]:
     """What black and white are to the tokenizer: (0, 1) for MAGE's, (-1, 1) for those of latent diffusion."""
-    low, high = getattr(vqvae.config, "pixel_range", None) or PIXEL_RANGE
+    low, high = vqvae.config.get(PIXEL_RANGE_ENTRY) or PIXEL_RANGE
     return float(low), float(high)
 
 
 def set_pixel_range(vqvae: VQModel, low: float, high: float):
     """
-    Notes in the tokenizer's configuration, with which it is saved, what black and white are to it. A stock `VQModel`
-    ignores the entry.
+    Notes in the tokenizer's configuration, with which it is saved, what black and white are to it.
+
+    Raises:
+        ValueError: if black is not below white.
     """
-    if (low, high) != pixel_range(vqvae):
-        vqvae.register_to_config(pixel_range=[low, high])
+    if low >= high:
+        raise ValueError(
+            f"The pixels of a tokenizer must go from a lower value to a higher one, got {low} and {high}."
+        )
+    vqvae.register_to_config(**{PIXEL_RANGE_ENTRY: [low, high]})
+
+
+def vq_config_of(vqvae: VQModel) -> dict[str, Any]:
+    """The `vq_config` of a [`MageConfig`] for models with this tokenizer."""
+    config = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}
+    return config if pixel_range(vqvae) == PIXEL_RANGE else config | {PIXEL_RANGE_ENTRY: list(pixel_range(vqvae))}
 
 
 @torch.no_grad()
@@ -124,4 +138,12 @@ def _in_parts(
     return torch.cat([function(part) for part in images.split(size)])
 
 
-__all__ = ["decode_images", "encode_images", "nearest_codes", "pixel_range", "set_pixel_range", "without_autocast"]
+__all__ = [
+    "decode_images",
+    "encode_images",
+    "nearest_codes",
+    "pixel_range",
+    "set_pixel_range",
+    "vq_config_of",
+    "without_autocast",
+]

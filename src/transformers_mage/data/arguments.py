@@ -50,3 +50,20 @@ class DataArguments:
         """What the views of an image are drawn with."""
         names = ("crop_scale_min", "crop_ratio_max", "horizontal_flip")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class TokenizerArguments:
+    """What every script that takes a trained tokenizer can be told of it."""
+
+    tokenizer_name_or_path: str | None = argument(
+        None, "A stock `VQModel`'s folder or Hub name, or that of a MAGE model."
+    )
+    tokenizer_subfolder: str | None = argument(
+        None, "The tokenizer's folder inside of it; pipelines of diffusers keep theirs in `vqvae`."
+    )
+    tokenizer_pixel_range: str = argument(
+        "auto",
+        'What black and white are to the tokenizer: "0,1" or "-1,1". By default what its configuration says; where '
+        "that says nothing, -1,1 if the first images are reconstructed clearly better so, or else 0,1.",
+    )

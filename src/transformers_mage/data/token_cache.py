@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_from_disk
 from diffusers import VQModel
 
+from ..image_tokens import vq_config_of
 from .batches import Batch, stack_views
 from .images import BrokenImageError
 from .indexed import drawn_views
@@ -77,8 +78,7 @@ class CacheMetadata:
 
 def fingerprint(tokenizer: VQModel) -> str:
     """A hash of a tokenizer's configuration and weights."""
-    configuration = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(vq_config_of(tokenizer), sort_keys=True, default=str).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
