@@ -15,7 +15,7 @@ from diffusers import VQModel
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
-from transformers_mage.data.views import RandomViews
+from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
@@ -71,8 +71,8 @@ class VQGANArguments(TrainingArguments):
     def augmentation_kinds(self) -> tuple[str, ...]:
         return tuple(filter(None, self.discriminator_augmentation.split(",")))
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         unknown = [kind for kind in self.augmentation_kinds if kind not in KINDS]
         if unknown:
             raise ValueError(f"`--discriminator_augmentation` takes {', '.join(KINDS)}; got {', '.join(unknown)}.")
@@ -87,17 +87,17 @@ def main(argv: list[str] | None = None):
     accelerator = create_accelerator(arguments)
     vqgan = create_vqgan(arguments)
     size = (arguments.image_size, arguments.image_size)
-    views = RandomViews(size, **arguments.crops())
+    views = ImageViews(size, vqgan.vqvae.config.in_channels, crops=arguments.crops)
+    source = create_source(arguments.train_data, views, arguments.loading(accelerator))
+    draw_views = views.on_device()
 
-    source = create_source(arguments, accelerator, (vqgan.vqvae.config.in_channels, *size))
     run = VQGANRun(arguments, source, accelerator)
     model = run.prepare(vqgan)
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(model):
-            pixels = views(batch["images"]) if "images" in batch else batch["views"].float() / 255
-            run.learn_from(model(pixels, run.adversarial_share()))
+            run.learn_from(model(draw_views.of(batch), run.adversarial_share()))
     save_tokenizer(run, accelerator)
 
 
