@@ -14,13 +14,17 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.indexed import validation_images
+from transformers_mage.data.loading import load_images
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.pictures import save_picture
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
 from transformers_mage.training.vqgan.differentiable_augmentation import KINDS
 from transformers_mage.training.vqgan.discriminator import PatchDiscriminator
+from transformers_mage.training.vqgan.held_out import HeldOutImages
 from transformers_mage.training.vqgan.objective import LossWeights, VQGANForTraining
 from transformers_mage.training.vqgan.perceptual import COMPARED, perceptual_distance
 from transformers_mage.training.vqgan.run import VQGANRun
@@ -67,6 +71,13 @@ class VQGANArguments(TrainingArguments):
     revive_codes_every: int = argument(100, "Updates between revivals of dead codes; 0 never revives.")
     dead_code_share: float = argument(0.05, "A code is dead below this share of an evenly used code's frequency.")
 
+    validation_split: str | None = argument(None, "Held-out split, for scores and pictures of reconstructions.")
+    validation_steps: int = argument(1000, "Updates between looks at the held-out split.")
+    max_validation_samples: int = argument(2048, "Held-out images to look at.")
+    feature_network: str | None = argument(
+        None, 'The network whose features give rFID: "inception", "efficientnet-lite0" or a model; none by default.'
+    )
+
     @property
     def augmentation_kinds(self) -> tuple[str, ...]:
         return tuple(filter(None, self.discriminator_augmentation.split(",")))
@@ -93,6 +104,9 @@ def main(argv: list[str] | None = None):
 
     run = VQGANRun(arguments, source, accelerator)
     model = run.prepare(vqgan)
+    if arguments.validation_split:
+        held_out = held_out_images(arguments, accelerator, vqgan)
+        run.call_every(arguments.validation_steps, lambda: validate(run, held_out))
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
@@ -137,6 +151,32 @@ def create_vqgan(arguments: VQGANArguments) -> VQGANForTraining:
     )
     choices = (arguments.adaptive_adversarial_weight, arguments.l1_share, arguments.normalize_codes)
     return VQGANForTraining(vqvae, weights, perceptual, adversary, *choices)
+
+
+def held_out_images(arguments: VQGANArguments, accelerator: Accelerator, vqgan: VQGANForTraining) -> HeldOutImages:
+    """The first images of `--validation_split`, and what scores their reconstructions."""
+    dataset, columns = load_images(arguments.train_data.of_split(arguments.validation_split))
+    shape = (vqgan.vqvae.config.in_channels, arguments.image_size, arguments.image_size)
+    images = validation_images(dataset, columns.image, shape, arguments.max_validation_samples)
+    network = None
+    if arguments.feature_network:
+        from transformers_mage.metrics import load_feature_network
+
+        network = load_feature_network(arguments.feature_network)
+    return HeldOutImages(
+        images, accelerator, arguments.output_dir, arguments.train_batch_size, network, vqgan.perceptual
+    )
+
+
+def validate(run: VQGANRun, held_out: HeldOutImages):
+    """Logs scores and a picture of what would be written now."""
+    with run.evaluation_weights() as vqgan:
+        tokenizer = vqgan.export().eval()
+    scores = held_out.scores(tokenizer)
+    if run.accelerator.is_main_process:
+        picture = held_out.picture(tokenizer)
+        save_picture(picture, "reconstructions", run.progress.step, run.arguments.output_dir, run.accelerator)
+    run.log(scores)
 
 
 def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
