@@ -59,3 +59,9 @@ def test_the_entropy_loss_is_least_where_sure_latents_spread_over_all_codes():
     torch.testing.assert_close(entropy_loss(spread, codes), -torch.tensor(4.0).log())
     torch.testing.assert_close(entropy_loss(crowded, codes), torch.tensor(0.0))
     assert entropy_loss(torch.zeros(8, 4), codes).abs() < 1e-6
+
+
+def test_the_entropy_of_codes_that_no_latent_is_near_has_a_gradient():
+    latents, codes = torch.zeros(4, 2, requires_grad=True), torch.tensor([[0.0, 0.1], [100.0, 0.0]])
+    entropy_loss(latents, codes).backward()
+    assert latents.grad.isfinite().all()

@@ -34,7 +34,9 @@ def entropy_loss(latents: Tensor, codebook: Tensor, temperature: float = 0.01) -
         logits = (2 * latents @ codebook.T - squares) / temperature
         log_shares = F.log_softmax(logits, dim=1)
         each = -(log_shares.exp() * log_shares).sum(dim=1).mean()
-        return each - torch.special.entr(log_shares.exp().mean(dim=0)).sum()
+        mean = log_shares.exp().mean(dim=0)
+        # Far codes' shares underflow, and the gradient of the logarithm of zero is infinite.
+        return each + (mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = [_conv(in_channels, widths[0], spectral), nn.LeakyReLU(0.2)]
         for before, width in pairwise(widths):
             norm = nn.Identity() if spectral else nn.GroupNorm(_groups(width), width)
-            layers += [_conv(before, width, spectral), BlurPool(), norm, nn.LeakyReLU(0.2)]
+            layers += [_conv(before, width, spectral, bias=spectral), BlurPool(), norm, nn.LeakyReLU(0.2)]
         layers.append(_conv(widths[-1], 1, spectral))
         self.layers = nn.Sequential(*layers)
 
@@ -57,8 +57,8 @@ class PatchDiscriminator(nn.Module):
         return self.layers(2 * images - 1)
 
 
-def _conv(in_channels: int, out_channels: int, spectral: bool) -> nn.Module:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+def _conv(in_channels: int, out_channels: int, spectral: bool, bias: bool = True) -> nn.Module:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
     return spectral_norm(conv) if spectral else conv
 
 
