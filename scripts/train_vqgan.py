@@ -5,6 +5,9 @@ The digits tokenizer:
     accelerate launch scripts/train_vqgan.py --config configs/vqgan_digits.yaml --dataset_name FOLDER
 With a perceptual loss and a discriminator:
     accelerate launch scripts/train_vqgan.py --config configs/vqgan_fashion.yaml --dataset_name FOLDER
+Only a sharper decoder, for a tokenizer whose tokens are cached, or modelled, already:
+    accelerate launch scripts/train_vqgan.py --config configs/vqgan_fashion.yaml --dataset_name FOLDER \
+        --pretrained_model_name_or_path TOKENIZER_FOLDER --freeze_encoder
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +20,14 @@ from transformers_mage.command_line import argument, parse_arguments, reports_er
 from transformers_mage.data.indexed import validation_images
 from transformers_mage.data.loading import load_images
 from transformers_mage.data.sources import create_source
+from transformers_mage.data.tokenization import TokenizerError, load_tokenizer
 from transformers_mage.data.views import ImageViews
+from transformers_mage.image_tokens import PIXEL_RANGE, pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.pictures import save_picture
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
+from transformers_mage.training.vqgan.autoencoder import VQModelForTraining
 from transformers_mage.training.vqgan.differentiable_augmentation import KINDS
 from transformers_mage.training.vqgan.discriminator import PatchDiscriminator
 from transformers_mage.training.vqgan.held_out import HeldOutImages
@@ -34,6 +40,12 @@ from transformers_mage.training.vqgan.run import VQGANRun
 class VQGANArguments(TrainingArguments):
     vq_config: dict = field(init=False, default_factory=dict)
     image_size: int = argument(256, "Side of the images, in pixels.")
+    pretrained_model_name_or_path: str | None = argument(
+        None, "Start from the weights of this tokenizer: a `VQModel`'s folder or Hub name, or that of a MAGE model."
+    )
+    freeze_encoder: bool = argument(
+        False, "Train only the decoder: images keep their tokens, so that caches and models of them stay valid."
+    )
 
     l1_share: float = argument(0.5, "Share of the absolute in the reconstruction error; the rest is squared.")
     reconstruction_weight: float = argument(1.0, "Weight of the reconstruction error.")
@@ -87,6 +99,10 @@ class VQGANArguments(TrainingArguments):
         unknown = [kind for kind in self.augmentation_kinds if kind not in KINDS]
         if unknown:
             raise ValueError(f"`--discriminator_augmentation` takes {', '.join(KINDS)}; got {', '.join(unknown)}.")
+        if self.freeze_encoder and not self.pretrained_model_name_or_path:
+            raise ValueError(
+                "`--freeze_encoder` keeps a trained encoder: say `--pretrained_model_name_or_path FOLDER`."
+            )
         for name in ("adversarial_weight", "perceptual_weight", "entropy_weight", "lecam_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`--{name}` must be 0 (without it) or more, got {getattr(self, name)}.")
@@ -115,6 +131,24 @@ def main(argv: list[str] | None = None):
     save_tokenizer(run, accelerator)
 
 
+def create_vqvae(arguments: VQGANArguments) -> VQModel:
+    """A new autoencoder, or a saved one to start from, with all of it to train or only the decoder."""
+    if not arguments.pretrained_model_name_or_path:
+        return VQModel(**arguments.vq_config)
+    trained = load_tokenizer(arguments.pretrained_model_name_or_path)
+    if pixel_range(trained) != PIXEL_RANGE:
+        raise TokenizerError(
+            f"{arguments.pretrained_model_name_or_path} takes pixels in {pixel_range(trained)}; only tokenizers of "
+            f"pixels in {PIXEL_RANGE} can be trained further."
+        )
+    vqvae = VQModel.from_config(trained.config)
+    vqvae.load_state_dict(trained.state_dict())
+    if arguments.freeze_encoder:
+        for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantize):
+            part.requires_grad_(False)
+    return vqvae
+
+
 def create_vqgan(arguments: VQGANArguments) -> VQGANForTraining:
     """
     The autoencoder and what judges it.
@@ -122,7 +156,7 @@ def create_vqgan(arguments: VQGANArguments) -> VQGANForTraining:
     Raises:
         SystemExit: with a message, where the perceptual network is not to be had.
     """
-    vqvae, perceptual, adversary = VQModel(**arguments.vq_config), None, None
+    vqvae, perceptual, adversary = create_vqvae(arguments), None, None
     if arguments.perceptual_weight:
         compared = (arguments.perceptual_compared, arguments.perceptual_image_size, arguments.perceptual_stages)
         try:
@@ -182,10 +216,12 @@ def validate(run: VQGANRun, held_out: HeldOutImages):
 def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
     arguments, state = run.arguments, run.finish()
     if accelerator.is_main_process:
-        vqgan = create_vqgan(arguments)
-        vqgan.load_state_dict(state)
+        model = VQModelForTraining(
+            VQModel.from_config(run.vqgan.vqvae.config), normalize_codes=arguments.normalize_codes
+        )
+        model.load_state_dict({name: value for name, value in state.items() if not name.startswith("adversary.")})
         hub = {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
-        vqgan.export().save_pretrained(arguments.output_dir, push_to_hub=arguments.push_to_hub, **hub)
+        model.export().save_pretrained(arguments.output_dir, push_to_hub=arguments.push_to_hub, **hub)
 
 
 if __name__ == "__main__":

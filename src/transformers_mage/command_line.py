@@ -27,8 +27,9 @@ class Checked(Protocol):
 Arguments = TypeVar("Arguments", bound=Checked)
 
 
-def argument(default: Any, help: str, **kwargs) -> Any:
-    return field(default=default, metadata={"help": help, **kwargs})
+def argument(default: Any, help: str, **kwargs: Any) -> Any:
+    # argparse formats help with %, which in ours is a percentage.
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **kwargs})
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -127,8 +128,9 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(argv)
         except (OSError, SafetensorError) as error:
-            raise SystemExit(f"The system refused: {error}") from error
-        except (ValueError, RuntimeError) as error:
+            is_ours = getattr(error, "errno", None) is None and _is_meant_for_users(error, main)
+            raise SystemExit(str(error) if is_ours else f"The system refused: {error}") from error
+        except (ImportError, ValueError, RuntimeError) as error:
             if not _is_meant_for_users(error, main):
                 raise
             status = getattr(error, "exit_status", None)

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from .configuration_mage import MageConfig
 from .conversion.card import model_card, title
+from .conversion.class_names import read_class_names
 from .conversion.folder import (
     check_free,
     compare_passes,
@@ -33,12 +34,11 @@ from .conversion.folder import (
     write_model,
     written_aside,
 )
-from .conversion.labels import read_labels
 from .conversion.names import convert_model, convert_tokenizer, tokenizer_config
 from .conversion.original_format import write_original
 from .conversion.reading import CheckpointError, OriginalCheckpoint, add_tokenizer, read_checkpoint
-from .conversion.report import next_steps, table, usage
 from .conversion.sizes import build_empty, check_weights, read_config, read_tokenizer_config
+from .conversion.summary import next_steps, table, usage
 from .modeling_mage import MagePreTrainedModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -142,7 +142,7 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedMo
     else:
         config = read_config(checkpoint, args.num_attention_heads, args.decoder_num_attention_heads)
     if args.labels:
-        config.id2label = read_labels(args.labels, config.num_labels)
+        config.id2label = read_class_names(args.labels, config.num_labels)
         config.label2id = {name: number for number, name in config.id2label.items()}
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)

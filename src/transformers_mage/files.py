@@ -1,5 +1,6 @@
 """Files that are whole or not there, fingerprints of what they were made of, and what a folder was made with."""
 
+import errno
 import hashlib
 import json
 import os
@@ -146,3 +147,47 @@ def check_same(folder: Path, what: str, then: Mapping[str, Any], now: Mapping[st
     if different:
         said = "; ".join(f"{name} was {a!r} there and is {b!r} now" for name, (a, b) in different.items())
         raise FolderError(f"{folder} holds other {what} ({said}). Use the same values, or another folder.")
+
+
+def check_note(note: Path, what: str, settings: Mapping[str, Any], is_first: bool) -> bool:
+    """
+    Whether a note in a folder says that it was made with these settings; not where there is none yet.
+
+    Args:
+        note (`Path`): a JSON file of settings.
+        what (`str`): what the folder holds, as in "features".
+        is_first (`bool`): whether the folder holds nothing but the note. One that is damaged, as a full disk leaves
+            it, then says nothing either.
+
+    Raises:
+        FolderError: if it was made with others, or the note is damaged.
+    """
+    if not note.exists():
+        return False
+    try:
+        then = read_json(note)
+    except FolderError:
+        if is_first:
+            return False
+        raise
+    check_same(note.parent, what, then, settings)
+    return True
+
+
+@contextmanager
+def explains_full_disk(folder: str | Path) -> Iterator[None]:
+    """
+    For commands that can simply be run again: says so when the disk is full.
+
+    Raises:
+        RuntimeError: where the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"There is no room left in {folder}. What was written is complete: make room, and run the same command "
+            "again to continue."
+        ) from error

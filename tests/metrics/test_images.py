@@ -6,8 +6,7 @@ from PIL import Image
 
 from transformers_mage import MageConfig
 from transformers_mage.metrics.images import ImageSource
-from transformers_mage.sampling.plan import ClassPlan, write_manifest
-from transformers_mage.sampling.writers import ImageFolderWriter, NpzWriter, TarWriter
+from transformers_mage.sampling import ClassPlan, ImageFolderWriter, NpzWriter, TarWriter, samples_path, write_manifest
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_output_of_generate(pixels, tmp_path, output_format):
     writer.finish(ClassPlan(MageConfig(), None, 5))
     write_manifest(tmp_path, {})
     Image.new("RGB", (99, 99)).save(tmp_path / "grid.png")
-    assert_holds(ImageSource(tmp_path), pixels)
+    assert_holds(ImageSource(samples_path(tmp_path)), pixels)
 
 
 def test_shards_that_are_no_tar_files(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 
 from transformers_mage import MageConfig
-from transformers_mage.sampling.plan import ClassPlan
+from transformers_mage.sampling import ClassPlan
 from transformers_mage.sampling.writers import FORMATS, ImageFolderWriter, NpzWriter, SampleWriter, TarWriter
 
 NUM_IMAGES = 11

@@ -171,7 +171,7 @@ def test_bad_input_is_told_without_a_traceback(evaluate, flags, tmp_path):
     (tmp_path / "empty").mkdir()
     fails("empty holds no images", samples=tmp_path / "empty")
     (tmp_path / "empty" / "0.png").write_bytes(b"no image")
-    fails("none of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
+    fails("None of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
     fails("missing does not exist", references=tmp_path / "missing")
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     fails("sizes 8 and 3", references=tmp_path / "other.npz")

@@ -154,6 +154,25 @@ def test_two_processes_and_two_micro_batches_equal_one(flags: list[str], tmp_pat
         assert {name for name in one if relative_error(other[name], one[name]) > 1e-4} == set()
 
 
+def test_a_frozen_encoder_keeps_the_tokens(
+    train_vqgan: Script, flags: list[str], tokenizer_folder: Path, tmp_path: Path
+):
+    flags += [
+        "--pretrained_model_name_or_path",
+        str(tokenizer_folder),
+        "--freeze_encoder",
+        "true",
+        "--use_ema",
+        "true",
+    ]
+    flags += ["--revive_codes_every", "1", "--weight_decay", "0.5", "--max_train_steps", "4"]
+    train_vqgan([*flags, "--output_dir", str(tmp_path)])
+    before, after = (VQModel.from_pretrained(folder).state_dict() for folder in (tokenizer_folder, tmp_path))
+    same = {name.split(".")[0] for name in before if torch.equal(before[name], after[name])}
+    assert same >= {"encoder", "quant_conv", "quantize"}
+    assert not torch.equal(before["decoder.conv_in.weight"], after["decoder.conv_in.weight"])
+
+
 def test_held_out_images_are_scored_and_shown(train_vqgan: Script, flags: list[str], network: str, tmp_path: Path):
     flags += ["--validation_split", "test", "--validation_steps", "2", "--feature_network", network]
     train_vqgan([*flags, "--max_train_steps", "2", "--use_ema", "true", "--output_dir", str(tmp_path)])
@@ -169,6 +188,7 @@ def test_held_out_images_are_scored_and_shown(train_vqgan: Script, flags: list[s
     [
         (["--perceptual_network", "vgg"], r'There is no network "vgg".*torchvision:resnet50'),
         (["--discriminator_augmentation", "colour"], "takes color, translation, cutout; got colour"),
+        (["--freeze_encoder", "true"], "say `--pretrained_model_name_or_path FOLDER`"),
         (["--lecam_weight", "-1"], r"`--lecam_weight` must be 0 .* got -1"),
     ],
 )

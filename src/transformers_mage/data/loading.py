@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, IterableDataset, load_dataset, load_from_disk
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from ..hub_folders import explained
 from .batches import DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -129,7 +133,17 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
             return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return load_dataset(name, spec.config_name, split=split, streaming=streaming)
+    return _load_by_name(spec)
+
+
+def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
+    try:
+        return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
+    except datasets.exceptions.DatasetNotFoundError:
+        # Which does not say where to ask for access: what it stumbled over does.
+        with explained(spec.name, kind="dataset"), suppress(RemoteEntryNotFoundError):
+            hf_hub_download(spec.name, "README.md", repo_type="dataset")
+        raise
 
 
 def _files(name: str, suffix: str, split: str) -> list[str]:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_mage import MageConfig
 from ..files import FolderError
+from ..hub_folders import fetch_folder, weight_patterns
 from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
 from ..modeling_mage import MageModel
 from ..vq_shortcuts import skip_noop_layers
@@ -42,23 +43,29 @@ def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQ
     """
     where = f"{name_or_path}/{subfolder}" if subfolder else str(name_or_path)
     try:
-        config = VQModel.load_config(name_or_path, subfolder=subfolder)
+        folder = name_or_path if Path(name_or_path).is_dir() else _fetch(str(name_or_path), subfolder)
+        config = VQModel.load_config(folder, subfolder=subfolder)
         _check_class(config, where)
         model_class = MageModel if "vq_config" in config else VQModel
-        # A MAGE model that is loaded from no subfolder wants none, rather than `None`.
-        model = model_class.from_pretrained(name_or_path, **({"subfolder": subfolder} if subfolder else {}))
+        # transformers takes no subfolder for none, rather than `None`.
+        model = model_class.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}))
     except TokenizerError:
         raise
     except (OSError, ValueError) as error:
-        hint = " Is it in a subfolder? Say `--tokenizer_subfolder vqvae`." if subfolder is None else ""
-        raise TokenizerError(f"There is no tokenizer in {where}: {error}.{hint}") from error
+        hint = "" if subfolder else " If it is in a subfolder, say `--tokenizer_subfolder vqvae`."
+        raise TokenizerError(f"There is no tokenizer in {where}: {error}{hint}") from error
     vqvae = model if isinstance(model, VQModel) else model.vqvae
     if vqvae is None:
-        raise TokenizerError(f"The MAGE model in {where} has no tokenizer inside. Say which it was trained with.")
+        raise TokenizerError(f"There is no tokenizer in {where}: the model takes tokens only.")
     if model is not vqvae:
         set_pixel_range(vqvae, *pixel_range(vqvae))
     skip_noop_layers(vqvae.requires_grad_(False))
     return vqvae.eval()
+
+
+def _fetch(name: str, subfolder: str | None) -> str:
+    files = ("config.json", "diffusion_pytorch_model*.safetensors*", *weight_patterns())
+    return fetch_folder(name, [f"{subfolder}/{file}" if subfolder else file for file in files])
 
 
 def _check_class(config: Mapping[str, Any], where: str):

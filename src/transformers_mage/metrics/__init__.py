@@ -25,8 +25,14 @@ except ImportError as error:
         f"transformers_mage.metrics needs `evaluate`: `pip install transformers-mage[evaluation]` ({error})."
     ) from error
 
-from .classification import Accuracy, MeanPerClassAccuracy, Top5Accuracy
-from .features import FeatureBatch, FeatureExtractor, InceptionFeatures, TransformersFeatures, load_feature_network
+from .accuracy import Accuracy, MeanPerClassAccuracy, Top5Accuracy
+from .feature_networks import (
+    FeatureBatch,
+    FeatureNetwork,
+    InceptionFeatures,
+    TransformersFeatures,
+    load_feature_network,
+)
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from .reconstruction import (
     CodeUsage,
@@ -36,13 +42,13 @@ from .reconstruction import (
     TokenizerScores,
 )
 from .statistics import is_statistics_file, load_statistics, save_statistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 __all__ = [
     "Accuracy",
     "CodeUsage",
     "FeatureBatch",
-    "FeatureExtractor",
+    "FeatureNetwork",
     "FrechetInceptionDistance",
     "InceptionFeatures",
     "InceptionScore",

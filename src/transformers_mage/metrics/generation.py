@@ -10,7 +10,7 @@ from datasets import Array3D, Features
 from torch import Tensor
 from tqdm import tqdm
 
-from .features import FeatureBatch, FeatureExtractor
+from .feature_networks import FeatureBatch, FeatureNetwork
 from .statistics import (
     FeatureReservoir,
     GaussianStatistics,
@@ -21,7 +21,7 @@ from .statistics import (
     save_statistics,
     scramble,
 )
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "uint8")
 _ROWS_PER_BLOCK = 256  # of matrices of pairs: 100 MB in float64 against 50,000 samples
@@ -32,7 +32,7 @@ class _GenerationMetric(StreamingMetric):
     inputs: ClassVar[Features] = Features({"predictions": _IMAGES, "references": _IMAGES})
 
     def __init__(self, feature_network: Any = "inception", **kwargs: Any):
-        self.extractor = FeatureExtractor(feature_network)
+        self.network = FeatureNetwork(feature_network)
         self._fixed: dict[str, Statistics] = {}
         super().__init__(**kwargs)
 
@@ -49,7 +49,7 @@ class _GenerationMetric(StreamingMetric):
                 continue
             if side in self._fixed:
                 raise ValueError(f"The `{side}` of {self.name} were loaded from a file; it takes no more of them.")
-            self.update_side(side, self.extractor(inputs))
+            self.update_side(side, self.network(inputs))
 
     def update_side(self, side: str, batch: FeatureBatch) -> None:
         """Add a batch to one side's statistics."""
@@ -102,7 +102,7 @@ class FrechetInceptionDistance(_GenerationMetric):
     covariance is then singular, and FID is biased upwards by far more than methods differ.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         kwargs: those of [`StreamingMetric`].
     """
 
@@ -162,7 +162,7 @@ class InceptionScore(_GenerationMetric):
     `compute` returns `{"inception_score": mean, "inception_score_std": standard deviation}`.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         num_splits (`int`, *optional*, defaults to 10): the usual number of parts.
         kwargs: those of [`StreamingMetric`].
     """
@@ -243,7 +243,7 @@ class KernelInceptionDistance(_ReservoirMetric):
     negative estimates are in the nature of an unbiased one.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         max_samples (`int`, *optional*, defaults to 10000): samples kept a side; `None` keeps all.
         num_subsets (`int`, *optional*, defaults to 100), subset_size (`int`, *optional*, defaults to 1000): for the
             spread; subsets hold half of the samples at most.
@@ -319,7 +319,7 @@ class PrecisionRecall(_ReservoirMetric):
     of all samples are kept (float32), and time grows with the square of their number.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`]. The
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`]. The
             paper uses VGG-16; figures of different networks do not compare.
         num_neighbors (`int`, *optional*, defaults to 3): k.
         max_samples (`int`, *optional*): keep only so many samples a side, to bound memory and time.

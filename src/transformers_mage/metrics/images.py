@@ -13,8 +13,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..sampling.plan import MANIFEST
-
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -22,9 +20,9 @@ class ImageSource(Dataset):
     """The images of `path`, decoded one by one: item i is uint8 `(C, H, W)`, or `None` where it does not decode.
 
     Args:
-        path (`str` or `Path`): a folder of image files, at any depth; an output folder of `generate.py`; a folder of
-            webdataset shards (`*.tar`); an `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; a
-            dataset saved with `save_to_disk`; or anything else that `datasets.load_dataset` loads.
+        path (`str` or `Path`): a folder of image files, at any depth; a folder of webdataset shards (`*.tar`); an
+            `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; a dataset saved with `save_to_disk`; or
+            anything else that `datasets.load_dataset` loads.
         split (`str`, *optional*): the split of a dataset with several.
         image_column (`str`, *optional*): the column with images; by default the only one of that type.
         resolution (`int`, *optional*): resize the shorter side to this (bicubic) and crop the centre.
@@ -84,8 +82,6 @@ class ImageSource(Dataset):
 
 def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[int, Callable[[int], Image.Image]]:
     """The number of images, and what opens one of them."""
-    if (path / MANIFEST).is_file():  # of `generate.py`, which draws a grid beside the images
-        path = next((path / name for name in ("images", "samples.npz") if (path / name).exists()), path)
     if path.suffix == ".npz" and path.is_file():
         array = _npz_images(path)
         return len(array), lambda index: Image.fromarray(array[index])

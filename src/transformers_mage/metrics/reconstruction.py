@@ -10,10 +10,10 @@ from diffusers import VQModel
 from torch import Tensor
 
 from ..image_tokens import decode_images, encode_images, set_pixel_range
-from .features import FeatureBatch
+from .feature_networks import FeatureBatch
 from .generation import FrechetInceptionDistance
 from .statistics import SumStatistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "float32")
 
@@ -149,7 +149,7 @@ class TokenizerScores:
 
     Args:
         tokenizer (`diffusers.VQModel`): what is scored.
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureExtractor`];
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureNetwork`];
             or a mapping from names to several, for each of which there is then an `rfid (NAME)`.
         pixel_range (`tuple[float, float]`, *optional*): what black and white are to the tokenizer, where that is not
             what its configuration says.
@@ -177,7 +177,7 @@ class TokenizerScores:
 
     def features(self, images: Tensor) -> dict[str, FeatureBatch]:
         """What each feature network makes of images `(N, C, H, W)`, uint8 or floats in [0, 1]."""
-        return {name: fid.extractor(_unit_range(images)) for name, fid in self.fids.items()}
+        return {name: fid.network(_unit_range(images)) for name, fid in self.fids.items()}
 
     def add_batch(self, images: Tensor, features: Mapping[str, FeatureBatch] | None = None) -> None:
         """Add originals.

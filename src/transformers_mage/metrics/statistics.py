@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import written_aside
+
 
 class Statistics(ABC):
     """What a metric remembers of the samples that it has seen.
@@ -222,7 +224,8 @@ def save_statistics(path: str | Path, statistics: Mapping[str, Statistics], **me
         for name, item in statistics.items()
         for key, tensor in item.state_dict().items()
     }
-    save_file(tensors, path, {"format": "pt", "statistics": json.dumps(metadata)})
+    with written_aside(path) as aside:
+        save_file(tensors, aside, {"format": "pt", "statistics": json.dumps(metadata)})
 
 
 def load_statistics(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..configuration_mage import MageConfig
 from ..data.labels import hold_out
-from ..modeling_mage import MageForImageClassification, MageModel
-from .features import FeatureStore, parse_feature_name
+from .feature_store import FeatureStore
 
 # Regularisation to choose from: the penalty on the weights' squared norm, for a loss that is a mean over the images.
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 1))
@@ -193,35 +191,6 @@ def nearest_neighbour_scores(
         empty = votes.new_zeros(len(batch), num_labels)
         scores.append(empty.scatter_add(1, train_labels[nearest], votes))
     return torch.cat(scores).clamp(min=1e-9).log()
-
-
-def probe_as_classifier(
-    encoder: MageModel, feature: str, probe: ProbeHead | LinearProbe, class_names: Sequence[str]
-) -> MageForImageClassification:
-    """
-    A probe and what it probes as one model: the encoder up to the layer of the feature, and the head.
-
-    Args:
-        encoder ([`MageModel`]): the encoder; its tokenizer is shared.
-        feature (`str`): the feature's name, see [`FeatureExtractor`].
-        probe ([`ProbeHead`] or [`LinearProbe`]): trained on that feature; the latter after [`normalize`].
-        class_names (`Sequence[str]`): of the classes.
-    """
-    layer, pooling = parse_feature_name(feature)
-    id2label = dict(enumerate(class_names))
-    values = {"num_hidden_layers": layer, "classifier_pooling": pooling, "classifier_batch_norm": True}
-    values |= {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
-    config = MageConfig(**{**encoder.config.to_dict(), **values, "vq_config": None})
-    model = MageForImageClassification(config)
-    kept = {name for name, _ in model.mage.named_parameters() if not name.startswith("layernorm.")}
-    weights = {name: tensor for name, tensor in encoder.state_dict().items() if name in kept}
-    model.mage.load_state_dict(weights, strict=False)
-    head = probe if isinstance(probe, ProbeHead) else probe.as_head()
-    model.batch_norm.load_state_dict(head.batch_norm.state_dict())
-    model.classifier.load_state_dict(head.classifier.state_dict())
-    model.mage.vqvae = encoder.vqvae
-    model.config.vq_config = encoder.config.vq_config
-    return model.to(encoder.device).eval()
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """
 Where samples go: one file an image, webdataset shards, or one array. Each writer knows what is already there, so that
-a run goes on where an earlier one was killed, and holds no more than a batch in memory.
+a run resumes where an earlier one was killed, and holds no more than a batch in memory.
 """
 
 import io
@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL.Image
 
+from ..files import replace, write_text, written_aside
 from .plan import ClassPlan
 
 FORMATS = ("png", "webp", "tar", "npz")
@@ -46,7 +47,7 @@ class SampleWriter:
         raise NotImplementedError
 
     def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
-        """Adds those images that are not there yet."""
+        """Adds those images that are not there yet, all of one unit."""
         raise NotImplementedError
 
     def close(self):
@@ -89,23 +90,15 @@ class ImageFolderWriter(SampleWriter):
         list(self.pool.map(self._write_one, indices, images))
 
     def _write_one(self, index: int, image: np.ndarray):
-        path = self.path_of(index)
-        if path.exists():
-            return
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(encode_image(image, self.image_format))
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        if not self.is_written(index):
+            with written_aside(self.path_of(index)) as aside:
+                aside.write_bytes(encode_image(image, self.image_format))
 
     def finish(self, classes: ClassPlan):
-        if classes[[0]] is None:
-            return
-        with open(self.folder / "metadata.jsonl", "w") as file:
-            for index in range(self.num_images):
-                file.write(json.dumps({"file_name": self.path_of(index).name, "label": classes[[index]][0]}) + "\n")
+        labels = classes[range(self.num_images)]
+        if labels is not None:
+            rows = [{"file_name": self.path_of(index).name, "label": label} for index, label in enumerate(labels)]
+            write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self, index: int) -> PIL.Image.Image:
         return PIL.Image.open(self.path_of(index))
@@ -163,7 +156,7 @@ class TarWriter(SampleWriter):
         if self.count == self._size_of(self.shard):
             self._append(bytes(2 * tarfile.BLOCKSIZE))
             self._close_file()
-            self.part_of(self.shard).replace(self.path_of(self.shard))
+            replace(self.part_of(self.shard), self.path_of(self.shard))
 
     def _open(self, shard: int):
         """Makes `shard` the open one, cut after the last whole sample in it."""
@@ -226,8 +219,8 @@ def _whole_samples(file: BinaryIO) -> tuple[int, int]:
 class NpzWriter(SampleWriter):
     """
     One file `samples.npz`, as the guided-diffusion evaluation suite takes it: `arr_0`, uint8 RGB images of shape
-    (num_images, height, width, 3), and `arr_1`, their classes where there are any. Until it is whole, the images lie
-    in `samples.npy` and what is there is marked in `written.npy`.
+    (num_images, height, width, 3), and `arr_1`, their classes where there are any. Until it is complete, the images
+    lie in `samples.npy` and what is there is marked in `written.npy`.
 
     Args:
         image_size (`tuple[int, int]`): their height and width.
@@ -251,8 +244,9 @@ class NpzWriter(SampleWriter):
             return
         for name, shape in self.shapes.items():
             if not self._path_of(name).exists():
-                np.lib.format.open_memmap(self._path_of(name), "w+", np.uint8, shape).flush()
-                _reserve(self._path_of(name))
+                with written_aside(self._path_of(name)) as aside:
+                    np.lib.format.open_memmap(aside, "w+", np.uint8, shape).flush()
+                    _reserve(aside)
 
     def _array(self, name: str) -> np.memmap:
         if name not in self.arrays:
@@ -273,19 +267,13 @@ class NpzWriter(SampleWriter):
         super().close()
 
     def finish(self, classes: ClassPlan):
-        if self.path.exists():
-            return
-        temporary = self.folder / "samples.part.npz"
-        labels = classes[range(self.num_images)]
-        try:
-            np.savez(temporary, self._array("samples"), *([] if labels is None else [np.array(labels)]))
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        temporary.replace(self.path)
+        if not self.path.exists():
+            labels = classes[range(self.num_images)]
+            with written_aside(self.path) as aside, aside.open("wb") as file:
+                np.savez(file, self._array("samples"), *([] if labels is None else [np.array(labels)]))
         self.arrays = {}
         for name in self.shapes:
-            self._path_of(name).unlink()
+            self._path_of(name).unlink(missing_ok=True)
 
     def read(self, index: int) -> PIL.Image.Image:
         _, height, width, channels = self.shapes["samples"]
@@ -299,11 +287,6 @@ class NpzWriter(SampleWriter):
 
 def _reserve(path: Path):
     """Takes the room that a file will need: a full disk is an error now, but would kill whoever writes to a map."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    with open(path, "r+b") as file:
-        try:
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError:
-            path.unlink()
-            raise

@@ -1,6 +1,7 @@
 """What every training script can be told."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -59,6 +60,12 @@ class TrainingArguments(DataArguments):
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What `save_pretrained` is told about the Hub."""
+        name = {"repo_id": self.hub_model_id} if self.hub_model_id else {}
+        return {"push_to_hub": self.push_to_hub, **name}
 
     def loading(self, accelerator: Accelerator) -> Loading:
         """How a process loads its batches."""

@@ -84,7 +84,8 @@ class VQGANRun(TrainingRun):
         """Revives the dead codes, when it is time, with latents of the main process."""
         arguments, model, step = self.arguments, self.vqgan, self.progress.step
         every, revived = arguments.revive_codes_every, 0
-        if every and step % every == 0 and step < self.total_steps // 2:
+        is_trained = model.vqvae.quantize.embedding.weight.requires_grad
+        if every and is_trained and step % every == 0 and step < self.total_steps // 2:
             latents = torch.cat([output.autoencoding.latents.detach() for output in self.passes])
             revived = model.revive_dead_codes(latents, arguments.dead_code_share)
             broadcast(model.vqvae.quantize.embedding.weight.data)

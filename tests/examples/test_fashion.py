@@ -1,0 +1,157 @@
+"""The example of clothes: its data set, its judge, its figures."""
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+
+from examples.fashion import make_dataset, sweep, train_judge
+from examples.fashion.images import load_split
+from examples.fashion.judge import JUNK, FashionJudge, Verdicts
+from examples.fashion.pictures import draw_grid
+from examples.fashion.scores import fashion_scores, nearest_images
+from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
+
+
+def write_idx(path: Path, array: np.ndarray):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def idx_dir(tmp_path: Path) -> Path:
+    """240 + 20 images of a single grey level each, ten times their class."""
+    for name, count in (("train", 240), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels)
+        images = np.broadcast_to(10 * labels[:, None, None], (count, 28, 28))
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images)
+    return tmp_path
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_dataset_has_a_split_to_choose_on(idx_dir, tmp_path):
+    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+
+    dataset = load_from_disk(tmp_path / "data")
+    assert {name: len(split) for name, split in dataset.items()} == {"train": 220, "validation": 20, "test": 20}
+    assert dataset["train"].features["label"].names == list(make_dataset.CLASSES)
+    images, labels = load_split(tmp_path / "data", "validation")
+    assert images.shape == (20, 1, 28, 28)
+    assert torch.equal(images[:, 0, 0, 0], 10 * labels)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "has neither"),
+        (lambda file: file.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x01\0")), "not an idx file of 3 dimensions"),
+        (lambda file: file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-1])), "is incomplete"),
+    ],
+)
+def test_damaged_files_are_named(idx_dir, tmp_path, damage, message):
+    damage(idx_dir / "train-images-idx3-ubyte.gz")
+
+    with pytest.raises(SystemExit, match=rf"train-images-idx3-ubyte.*{message}|{message}.*train-images-idx3-ubyte"):
+        make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+
+
+def test_junk_is_not_what_it_was_made_of(generator):
+    images, labels = torch.rand(32, 1, 28, 28, generator=generator), torch.arange(32) % 10
+
+    junk = make_junk(images, labels, generator)
+
+    assert junk.shape == images.shape
+    assert junk.min() >= 0
+    assert junk.max() <= 1
+    assert (junk - images).abs().mean(dim=(1, 2, 3)).min() > 0.05
+    assert set(JUNK_KINDS) == {"shuffled blocks", "halves of two images", "noise", "blur"}
+
+
+def test_shuffling_keeps_all_pixels(generator):
+    images = torch.rand(3, 1, 28, 28, generator=generator)
+
+    shuffled = shuffled_blocks(images, torch.zeros(3), generator)
+
+    assert torch.equal(shuffled.flatten(1).sort().values, images.flatten(1).sort().values)
+
+
+def test_halves_are_of_different_kinds(generator):
+    labels = torch.arange(20) % 10
+    images = labels.float()[:, None, None, None].expand(-1, 1, 28, 28)
+
+    joined = joined_halves(images, labels, generator).flatten(1)
+
+    for image, label in zip(joined, labels, strict=True):
+        levels, counts = image.unique(return_counts=True)
+        assert len(levels) == 2
+        assert label in levels
+        assert counts.tolist() == [392, 392]
+
+
+def test_verdicts_count_junk_as_not_sure():
+    verdicts = Verdicts(torch.zeros(4, 1), torch.tensor([0, 3, JUNK, 3]), torch.tensor([0.9, 0.7, 0.99, 0.81]))
+
+    assert verdicts.sure == 0.5
+    assert verdicts.junk == 0.25
+    assert verdicts.shares == [0.25, 0, 0, 0.5, 0, 0, 0, 0, 0, 0]
+
+
+def test_judge_is_trained_and_saved(idx_dir, tmp_path):
+    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+
+    common = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "judge")]
+    train_judge.main([*common, "--num_train_epochs", "1", "--train_batch_size", "64"])
+
+    figures = json.loads((tmp_path / "judge" / "results.json").read_text())["test"]
+    assert set(figures["sure_of_each_junk"]) == set(JUNK_KINDS)
+    judge = FashionJudge.load(tmp_path / "judge" / "model.safetensors")
+    images = load_split(tmp_path / "data", "test")[0]
+    features, logits = judge(images)
+    assert features.shape == (20, 128)
+    assert logits.shape == (20, 11)
+    # Grey as RGB, and floats as bytes, are the same images.
+    torch.testing.assert_close(judge(images.expand(-1, 3, -1, -1).float() / 255)[0], features)
+
+
+def test_scores_of_real_images_against_themselves(generator):
+    judge, images = FashionJudge().eval(), torch.rand(200, 1, 28, 28, generator=generator)
+
+    scores = fashion_scores(judge, images, judge(images)[0].detach())
+
+    assert scores["fd"] == pytest.approx(0, abs=1e-3)
+    assert scores["precision"] == scores["recall"] == 1
+
+
+def test_nearest_image_of_a_copy_is_its_original(generator):
+    training = torch.randint(0, 256, (30, 1, 28, 28), generator=generator).to(torch.uint8)
+
+    distances, indices = nearest_images(training[[4, 7]], training)
+
+    assert indices.tolist() == [4, 7]
+    assert distances.max() < 1e-2
+
+
+def test_sweep_tries_each_setting_once(tmp_path):
+    table = tmp_path / "sweep.jsonl"
+    settings = [{"temperature": 3.0, "num_inference_steps": 8}, {"temperature": 6.0, "num_inference_steps": 8}]
+    table.write_text(json.dumps(settings[0] | {"fd": 1.0}) + "\n")
+
+    assert sweep.untried(settings, table) == settings[1:]
+
+
+def test_grid_enlarges_and_fills_up_with_white():
+    picture = np.asarray(draw_grid(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), columns=2, scale=3, gap=1))
+
+    assert picture.shape == (25, 25)
+    assert picture[:12, :12].max() == 0
+    assert picture[13:, 13:].min() == 255
