@@ -22,7 +22,13 @@ from torch import Tensor
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.batches import DataError
-from transformers_mage.data.tokenization import TokenizerError, load_tokenizer, patch_size, settle_pixel_range
+from transformers_mage.data.tokenization import (
+    PIXEL_RANGES,
+    TokenizerError,
+    load_tokenizer,
+    patch_size,
+    settle_pixel_range,
+)
 from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.cards import markdown_table
 from transformers_mage.metrics import TokenizerScores, load_feature_network
@@ -48,7 +54,11 @@ class ReconstructionArguments:
     tokenizer_subfolder: str | None = argument(
         None, "The tokenizers' folder inside; pipelines keep theirs in `vqvae`."
     )
-    tokenizer_pixel_range: str = argument("auto", 'What black and white are to them: "0,1", "-1,1", or "auto".')
+    tokenizer_pixel_range: str = argument(
+        "auto",
+        "What black and white are to them: [0, 1] (unit) or [-1, 1] (symmetric).",
+        choices=["auto", *PIXEL_RANGES],
+    )
     references: str | None = argument(None, "Real images: a folder or a dataset.")
     references_split: str | None = argument(None, "The split of a dataset with several.")
     image_column: str | None = argument(None, "The column with the images of a dataset with several such columns.")

@@ -72,6 +72,8 @@ class TokenizerArguments:
     )
     tokenizer_pixel_range: str = argument(
         "auto",
-        'What black and white are to the tokenizer: "0,1" or "-1,1". By default what its configuration says; where '
-        "that says nothing, -1,1 if the first images are reconstructed clearly better so, or else 0,1.",
+        "What black and white are to the tokenizer: [0, 1] (unit) or [-1, 1] (symmetric). By default what its "
+        "configuration says; where that says nothing, symmetric if the first images are reconstructed clearly better "
+        "that way, or else unit.",
+        choices=["auto", "unit", "symmetric"],
     )

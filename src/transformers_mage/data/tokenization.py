@@ -22,6 +22,8 @@ from .views import RandomViews
 
 logger = logging.getLogger(__name__)
 
+# Names of what black and white may be to a tokenizer.
+PIXEL_RANGES = {"unit": PIXEL_RANGE, "symmetric": (-1.0, 1.0)}
 # How many decibels better one range of pixels must be reconstructed than the other to be taken for the tokenizer's.
 CLEARLY_BETTER = 3.0
 
@@ -102,26 +104,28 @@ def settle_pixel_range(tokenizer: VQModel, said: str, images: Callable[[], torch
     `VQModel`'s configuration tells; those of latent diffusion take pixels in [-1, 1].
 
     Args:
-        said (`str`): "LOW,HIGH"; or "auto" to take [-1, 1] where images are reconstructed clearly better that way, and
-            [0, 1] otherwise.
+        said (`str`): a name of `PIXEL_RANGES`; or "auto" to take [-1, 1] where images are reconstructed clearly better
+            that way, and [0, 1] otherwise.
         images (callable): gives a few real images `(N, C, H, W)`, uint8, if they are needed.
 
     Raises:
-        ValueError: for a range that is none.
+        ValueError: for another name.
     """
+    if said not in ("auto", *PIXEL_RANGES):
+        raise ValueError(f'`--tokenizer_pixel_range` takes auto, {", ".join(PIXEL_RANGES)}; got "{said}".')
     if said != "auto":
-        set_pixel_range(tokenizer, *_parsed_range(said))
+        set_pixel_range(tokenizer, *PIXEL_RANGES[said])
     elif PIXEL_RANGE_ENTRY not in tokenizer.config:
         pixels = images().float() / 255
-        unit, symmetric = (_psnr(_reconstruct(tokenizer, pixels, range_), pixels) for range_ in (PIXEL_RANGE, (-1, 1)))
+        unit, symmetric = (_psnr(_reconstruct(tokenizer, pixels, range_), pixels) for range_ in PIXEL_RANGES.values())
         # What an untrained tokenizer makes is nearer to grey than to black, and no sign of anything.
         grey = _psnr(pixels.mean(), pixels)
         set_pixel_range(tokenizer, *PIXEL_RANGE)
         if symmetric > max(unit, grey) + CLEARLY_BETTER:
-            set_pixel_range(tokenizer, -1.0, 1.0)
+            set_pixel_range(tokenizer, *PIXEL_RANGES["symmetric"])
             logger.info(
                 f"The tokenizer takes pixels in [-1, 1]: it reconstructs {len(pixels)} images at {symmetric:.1f} dB "
-                f"that way, and at {unit:.1f} dB in [0, 1]. Say `--tokenizer_pixel_range 0,1` if that is wrong."
+                f"that way, and at {unit:.1f} dB in [0, 1]. Say `--tokenizer_pixel_range unit` if that is wrong."
             )
 
 
@@ -129,14 +133,6 @@ def first_images(tokenizer: VQModel, spec: DatasetSpec, side: int, limit: int = 
     """(limit, channels, side, side) uint8 evaluation crops of a split's first images."""
     dataset, columns = load_images(spec)
     return validation_images(dataset, columns.image, (tokenizer.config.in_channels, side, side), limit)
-
-
-def _parsed_range(said: str) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in said.split(","))
-    except ValueError as error:
-        raise ValueError(f'`--tokenizer_pixel_range` takes "auto", "0,1" or "-1,1"; got "{said}".') from error
-    return low, high
 
 
 def _reconstruct(tokenizer: VQModel, pixels: torch.Tensor, range_: tuple[float, float]) -> torch.Tensor:
