@@ -63,7 +63,8 @@ class MageConfig(PreTrainedConfig):
         classifier_label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the classifier's loss while training; 0.1 in the paper's fine-tuning.
         vq_config (`dict`, *optional*):
-            Configuration of the tokenizer, a diffusers `VQModel`. Without it the model takes `input_ids` only.
+            Configuration of the tokenizer, a diffusers `VQModel`. Without it the model takes `input_ids` only. Its
+            entry `_pixel_range` is what black and white are to the tokenizer, [0, 1] where it is missing.
 
     Raises:
         ValueError: for a value that makes no model; the message says which values would do.

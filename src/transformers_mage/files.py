@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import VQModel
 from torch import nn
+
+from .image_tokens import vq_config_of
 
 NOT_THERE = object()
 LOCK = ".lock"
@@ -107,12 +110,16 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if isinstance(config, Mapping):
-        values = {name: value for name, value in config.items() if not name.startswith("_")}
+        values = vq_config_of(model) if isinstance(model, VQModel) else _public(config)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def file_hash(path: str | Path) -> str:

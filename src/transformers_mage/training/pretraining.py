@@ -10,13 +10,14 @@ from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
 from ..data.tokenization import image_size
+from ..image_tokens import vq_config_of
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import Contrast, ProjectionHead, info_nce
-from .tokenizer import code_counts, code_perplexity
 from .tracking import Metric, loss_by_mask_ratio
+from .vqgan.codebook import code_counts, code_perplexity
 
 
 class MageForPreTraining(nn.Module):
@@ -116,11 +117,10 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     Raises:
         ValueError: for values that make no model.
     """
-    vq_config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     decided = {
         "codebook_size": tokenizer.config.num_vq_embeddings,
         "patch_size": 2 ** (len(tokenizer.config.block_out_channels) - 1),
-        "vq_config": vq_config,
+        "vq_config": vq_config_of(tokenizer),
     }
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
