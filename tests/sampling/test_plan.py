@@ -71,7 +71,7 @@ def test_classes_from_a_file(tmp_path):
         (NAMED, "0\n-1\n2\n", "line 2: .* got -1"),
         (NAMED, "cat\ndgo\ndog\n", "line 2: No class is called 'dgo'"),
         (NAMED, "cat\n\ndog\n", "line 2: No class is called ''"),
-        (MageConfig(), "0\n0\n0\n", "line 1: `class_labels` were given to an unconditional model"),
+        (MageConfig(), "0\n0\n0\n", "line 1: `class_labels` asks an unconditional model"),
     ],
 )
 def test_wrong_files_of_classes_are_refused(tmp_path, config: MageConfig, lines: str, message: str):

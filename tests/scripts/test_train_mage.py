@@ -112,9 +112,8 @@ def test_an_interrupted_token_cache_continues(
     shard.rename(shard.with_name(".shard-00001-of-00003.partial"))
     cache_tokens([*flags, tmp_path / "again"])
     first, second = (CachedTokens(tmp_path / name / "train") for name in ("once", "again"))
-    assert torch.equal(
-        first.__getitems__(list(range(48)))["input_ids"], second.__getitems__(list(range(48)))["input_ids"]
-    )
+    draws = list(range(48))
+    assert torch.equal(first.__getitems__(draws).input_ids, second.__getitems__(draws).input_ids)
     with pytest.raises(SystemExit, match=r"holds other tokens \(seed was 0 there and is 1 now\)"):
         cache_tokens([*flags, tmp_path / "again", "--seed", "1"])
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mage import MageConfig
+from ..hub.model_card import CITATION, PAPER
 from .reading import OriginalCheckpoint
 
-PAPER = "https://arxiv.org/abs/2211.09117"
 ORIGINAL = "https://github.com/LTH14/mage"
+MASKGIT_PAPER = "https://arxiv.org/abs/2202.04200"
+MASKGIT = "https://github.com/google-research/maskgit"
 _PIPELINE_TAGS = {
     "pretraining": "unconditional-image-generation",
     "classifier": "image-classification",
@@ -22,13 +24,6 @@ _TITLES = {
     "probe": "{family} {size}, linear probe",
     "tokenizer": "Image tokenizer of MAGE",
 }
-_CITATION = """@inproceedings{li2023mage,
-  title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
-  author    = {Li, Tianhong and Chang, Huiwen and Mishra, Shlok Kumar and Zhang, Han and Katabi, Dina and
-               Krishnan, Dilip},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2023}
-}"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,8 @@ def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
 def title(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
     """What a checkpoint is, in a line; a tokenizer has no `config`."""
     size = published_size(config) if config else None
+    if checkpoint.is_maskgit:
+        return "Image tokenizer of MaskGIT"
     family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
     return _TITLES[checkpoint.kind].format(family=family, size=size or "of another size")
 
@@ -85,7 +82,7 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
     """
     size = published_size(config) if config else None
     data = ModelCardData(
-        license="mit",
+        license="apache-2.0" if checkpoint.is_maskgit else "mit",
         library_name="diffusers" if checkpoint.kind in ("pretraining", "tokenizer") else "transformers",
         pipeline_tag=_PIPELINE_TAGS[checkpoint.kind],
         datasets=["ILSVRC/imagenet-1k"] if size else None,
@@ -97,7 +94,7 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
         f"## Use\n\n```python\n{usage}\n```",
         _results(checkpoint, size),
         _provenance(checkpoint),
-        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
@@ -105,8 +102,9 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
 
 def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
     if config is None:
+        model = f"[MaskGIT]({MASKGIT_PAPER})" if checkpoint.is_maskgit else f"[MAGE]({PAPER})"
         return (
-            f"The VQGAN whose codes [MAGE]({PAPER}) models, as a stock `VQModel` of diffusers. It turns RGB images in "
+            f"The VQGAN whose codes {model} models, as a stock `VQModel` of diffusers. It turns RGB images in "
             "[0, 1] into a grid of codes and back."
         )
     does = {
@@ -155,9 +153,10 @@ def _published_rows(kind: str, size: str, contrastive: bool) -> tuple[list[tuple
 
 
 def _provenance(checkpoint: OriginalCheckpoint) -> str:
+    original, licence = (MASKGIT, "Apache-2.0") if checkpoint.is_maskgit else (ORIGINAL, "MIT")
     epoch = f" It was saved after epoch {checkpoint.epoch + 1}." if checkpoint.epoch is not None else ""
     return (
         f"## Where it comes from\n\nConverted from `{checkpoint.path.name}` by "
         f"`python -m transformers_mage.convert_original_checkpoint`, which compared a forward pass before and after."
-        f"{epoch} The original implementation and its weights are at {ORIGINAL}, under the MIT licence."
+        f"{epoch} The original implementation and its weights are at {original}, under the {licence} licence."
     )

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import torch
 
-from .names import TOKENIZER_PREFIX, is_unused
+from .names import TOKENIZER_PREFIX, has_maskgit_names, is_unused, rename_maskgit
 
 # What a pre-training run of MAGE-C may call its contrastive head; no published file tells.
 _PROJECTION_HEAD = re.compile(r"(proj|contrast|predictor|mlp_head|head)\w*\.")
@@ -52,6 +52,7 @@ class OriginalCheckpoint:
         unused (`list[str]`): names of parameters that the original never reads.
         training_state (`list[str]`): what else the file holds: optimizer, scaler, arguments.
         epoch (`int`, *optional*): the last epoch trained, from 0.
+        is_maskgit (`bool`): whether it is MaskGIT's tokenizer, in the naming of open-muse and TiTok.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class OriginalCheckpoint:
     unused: list[str] = field(default_factory=list)
     training_state: list[str] = field(default_factory=list)
     epoch: int | None = None
+    is_maskgit: bool = False
 
     def release(self):
         """Lets go of the weights, and with them of the mapped file."""
@@ -87,6 +89,9 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     checkpoint = OriginalCheckpoint(path, kind, {}, training_state=training_state, epoch=_epoch_of(others))
     if kind == "tokenizer":
         checkpoint.tokenizer = {name.removeprefix(TOKENIZER_PREFIX): weight for name, weight in weights.items()}
+        checkpoint.is_maskgit = has_maskgit_names(checkpoint.tokenizer)
+        if checkpoint.is_maskgit:
+            checkpoint.tokenizer = rename_maskgit(checkpoint.tokenizer)
         return checkpoint
     for name, weight in weights.items():
         if name.startswith(TOKENIZER_PREFIX):

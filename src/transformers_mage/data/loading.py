@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, IterableDataset, load_dataset, load_from_disk
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from ..hub_folders import explained
 from .batches import DataError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -94,15 +98,15 @@ def find_columns(dataset: Dataset | IterableDataset, columns: Columns = USUAL_CO
         DataError: naming the columns that there are, where one is missing.
     """
     names, features = dataset.column_names or [], dataset.features or {}
-    found = {"image": columns.image, "label": columns.label}
-    if columns.image == USUAL_COLUMNS.image:
-        found["image"] = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or columns.image
-    if columns.label == USUAL_COLUMNS.label:
-        found["label"] = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
-    for kind, name in found.items():
+    image, label = columns.image, columns.label
+    if image == USUAL_COLUMNS.image:
+        image = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or image
+    if label == USUAL_COLUMNS.label:
+        label = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
+    for kind, name in (("image", image), ("label", label)):
         if name is not None and name not in names:
             raise DataError(f'The data set has no column "{name}" but {names}: say `--{kind}_column NAME`.')
-    return Columns(**found)
+    return Columns(image, label)
 
 
 def _only_column(usual: tuple[str, ...], names: list[str], features: Mapping[str, Any], kind: type) -> str | None:
@@ -129,7 +133,17 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
             return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return load_dataset(name, spec.config_name, split=split, streaming=streaming)
+    return _load_by_name(spec)
+
+
+def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
+    try:
+        return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
+    except datasets.exceptions.DatasetNotFoundError:
+        # Which does not say where to ask for access: what it stumbled over does.
+        with explained(spec.name, kind="dataset"), suppress(RemoteEntryNotFoundError):
+            hf_hub_download(spec.name, "README.md", repo_type="dataset")
+        raise
 
 
 def _files(name: str, suffix: str, split: str) -> list[str]:

@@ -122,9 +122,9 @@ class Evaluator:
         self.inputs[name] = {"path": source.path, "count": seen, "skipped": skipped}
 
     def score_tokenizer(
-        self, tokenizer: VQModel, references: ImageSource, pixel_range: tuple[float, float]
+        self, tokenizer: VQModel, references: ImageSource, pixel_range: tuple[float, float] | None = None
     ) -> dict[str, float]:
-        """PSNR, SSIM and rFID of what a tokenizer makes of the references; see [`TokenizerScores`]."""
+        """Scores of what a tokenizer makes of the references; see [`TokenizerScores`]."""
         scores = TokenizerScores(tokenizer, self.network(), pixel_range, **self.metric_options)
         self.read(references, "references", scores.add_batch)
         return scores.compute() or {}

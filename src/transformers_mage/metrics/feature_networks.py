@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..image_networks import is_image_network, load_image_network
 from .statistics import content_hash
 
 
@@ -131,6 +132,20 @@ class InceptionFeatures(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(N, 3 or 1, H, W)`, uint8 or floats in [0, 1], to features `(N, 2048)` and logits `(N, 1008)`."""
         return self.network(_with_channels(to_uint8(images), 3))
+
+
+def load_feature_network(name: str, inception_weights: str | Path | None = None) -> nn.Module:
+    """The feature network of a name.
+
+    Args:
+        name (`str`): `"inception"` ([`InceptionFeatures`]); `"efficientnet-lite0"`, `"torchvision:MODEL"`,
+            `"timm:MODEL"` or `"transformers:MODEL"` ([`load_image_network`]); or else the folder or Hub name of a
+            vision model ([`TransformersFeatures`]).
+        inception_weights (`str` or `Path`, *optional*): see [`InceptionFeatures`].
+    """
+    if name == "inception":
+        return InceptionFeatures(inception_weights)
+    return load_image_network(name) if is_image_network(name) else TransformersFeatures(name)
 
 
 def _cached_weights(url: str) -> Path:

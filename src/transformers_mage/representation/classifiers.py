@@ -138,14 +138,7 @@ def _with_tokenizer(
     return model
 
 
-def save_classifier(
-    model: MageForImageClassification, processor: CLIPImageProcessorPil, folder: str | Path, **kwargs: Any
-):
-    """
-    Writes the folder that `AutoModelForImageClassification` and `pipeline("image-classification")` load.
-
-    Args:
-        kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
-    """
-    model.save_pretrained(folder, **kwargs)
-    processor.save_pretrained(folder, **kwargs)
+def save_classifier(model: MageForImageClassification, processor: CLIPImageProcessorPil, folder: str | Path):
+    """Writes the folder that `AutoModelForImageClassification` and `pipeline("image-classification")` load."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
