@@ -27,6 +27,7 @@ class MageModelTester:
     is_training = True
     batch_size = BATCH_SIZE
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 2
+    image_size, patch_size = 32, 4
     # Class token and tokens; masks are of the tokens alone.
     seq_length, mask_length, num_masks = 1 + 64, 64, 32
 
