@@ -22,16 +22,18 @@ from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.eval_results import model_card_block
 from transformers_mage.image_tokens import PIXEL_RANGE
-from transformers_mage.metrics import InceptionScore, is_statistics_file, load_feature_network
-from transformers_mage.metrics.evaluation import (
+from transformers_mage.metrics import (
     METRICS,
     Evaluator,
+    ImageSource,
+    InceptionScore,
     SavedStatistics,
     Side,
     compute,
+    is_statistics_file,
+    load_feature_network,
     possible_metrics,
 )
-from transformers_mage.metrics.images import ImageSource
 from transformers_mage.sampling import samples_path
 
 

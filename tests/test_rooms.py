@@ -21,7 +21,7 @@ BELOW = {
     "model": set(),
     "data": {*MODEL, "command_line"},
     "sampling": {*MODEL, "command_line", "data"},
-    "metrics": {*MODEL, "data", "sampling"},
+    "metrics": {*MODEL, "data"},
     "hub": {*MODEL, "command_line", "data"},
     "training": {*MODEL, "command_line", "data", "metrics", "hub"},
     "representation": {*MODEL, "command_line", "data", "metrics", "training", "hub"},

@@ -177,7 +177,7 @@ class TokenizerScores:
 
     def features(self, images: Tensor) -> dict[str, FeatureBatch]:
         """What each feature network makes of images `(N, C, H, W)`, uint8 or floats in [0, 1]."""
-        return {name: fid.network(_unit_range(images)) for name, fid in self.fids.items()}
+        return {name: fid.feature_network(_unit_range(images)) for name, fid in self.fids.items()}
 
     def add_batch(self, images: Tensor, features: Mapping[str, FeatureBatch] | None = None) -> None:
         """Add originals.
