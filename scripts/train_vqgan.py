@@ -11,8 +11,9 @@ import torch
 from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
+from transformers_mage.data.tokenization import build_tokenizer, tokenizer_values
 from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.resuming import check_output_dir
@@ -22,7 +23,11 @@ from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTrai
 
 @dataclass
 class TokenizerArguments(TrainingArguments):
-    vq_config: dict = field(init=False, default_factory=dict)
+    vq_config: dict = field(
+        init=False,
+        default_factory=dict,
+        metadata=group("what diffusers' VQModel is made of.", tokenizer_values),
+    )
     image_size: int = argument(256, "Side of the images, in pixels.")
     l1_share: float = argument(0.5, "Share of the absolute in the reconstruction error; the rest is squared.")
     codebook_weight: float = argument(1.0, "Weight of the loss that moves codes to their latents.")
@@ -30,13 +35,19 @@ class TokenizerArguments(TrainingArguments):
     revive_codes_every: int = argument(100, "Updates between revivals of dead codes; 0 never revives.")
     dead_code_share: float = argument(0.05, "A code is dead below this share of an evenly used code's frequency.")
 
+    def check(self):
+        super().check()
+        check_numbers(self, "image_size", at_least=1)
+        check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
+        check_numbers(self, "codebook_weight commitment_weight revive_codes_every", at_least=0)
+
 
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(TokenizerArguments, __doc__, argv)
     check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
-    vqvae = VQModel(**arguments.vq_config)
+    vqvae = build_tokenizer(arguments.vq_config, arguments.image_size)
     size = (arguments.image_size, arguments.image_size)
     views = ImageViews(size, vqvae.config.in_channels, crops=arguments.crops)
     source = create_source(arguments.train_data, views, arguments.loading(accelerator))

@@ -1,6 +1,8 @@
 """From images to tokens: loading a tokenizer, and encoding batches and whole data sets with it."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -37,6 +39,32 @@ def load_tokenizer(name_or_path: str | Path) -> VQModel:
         raise FolderError(f"There is no tokenizer in {name_or_path}: the model takes tokens only.")
     skip_noop_layers(vqvae.requires_grad_(False))
     return vqvae.eval()
+
+
+def tokenizer_values() -> dict[str, Any]:
+    """What a `VQModel` can be made of, with the defaults."""
+    parameters = inspect.signature(VQModel.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def build_tokenizer(values: dict[str, Any], image_size: int) -> VQModel:
+    """
+    A new tokenizer for square images.
+
+    Raises:
+        ValueError: for values that make none, or none for images of this size.
+    """
+    try:
+        vqvae = VQModel(**values)
+    # Each of diffusers' layers has its own way to refuse.
+    except Exception as error:
+        raise ValueError(f"The recipe's `vq_config` makes no tokenizer: {type(error).__name__}: {error}") from error
+    patch_size = 2 ** (len(vqvae.config.block_out_channels) - 1)
+    if image_size % patch_size:
+        raise ValueError(
+            f"`--image_size` must be a multiple of {patch_size}, a patch of the tokenizer, got {image_size}."
+        )
+    return vqvae
 
 
 def image_size(config: MageConfig) -> tuple[int, int]:
