@@ -11,12 +11,13 @@ from tests.in_process import ROOT
 PACKAGE = "transformers_mage"
 SOURCE = ROOT / "src" / PACKAGE
 # The house's foundations; what else lies flat in the package's top is the model.
-FOUNDATIONS = ("command_line", "files", "lazy")
-MODEL = {"model", "files", "lazy"}
+FOUNDATIONS = ("command_line", "files", "lazy", "processes")
+MODEL = {"model", "files", "lazy", "processes"}
 BELOW = {
     "command_line": {"files"},
     "files": set(),
     "lazy": set(),
+    "processes": set(),
     "model": set(),
     "data": {*MODEL, "command_line"},
     "sampling": {*MODEL, "command_line", "data"},

@@ -22,6 +22,9 @@ from transformers import HfArgumentParser
 
 from .files import write_text
 
+# What shells give for Ctrl-C.
+EXIT_CTRL_C = 130
+
 
 class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
@@ -267,8 +270,12 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
             status = getattr(error, "exit_status", None)
             if status is None:
                 raise SystemExit(str(error)) from error
-            print(error, file=sys.stderr)
+            if str(error):
+                print(error, file=sys.stderr)
             raise SystemExit(status) from error
+        except KeyboardInterrupt as error:
+            print("Interrupted.", file=sys.stderr)
+            raise SystemExit(EXIT_CTRL_C) from error
         PartialState().destroy_process_group()
 
     return run
