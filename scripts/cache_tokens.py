@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from diffusers import VQModel
 from tqdm.auto import tqdm
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments, TokenizerArguments
 from transformers_mage.data.batches import DataError
 from transformers_mage.data.loading import Columns, load_images
@@ -51,9 +51,7 @@ class CacheArguments(TokenizerArguments, DataArguments):
         super().check()
         if not self.tokenizer_name_or_path:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
-        for name in ("views", "batch_size", "rows_per_shard", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, "views batch_size rows_per_shard image_size", at_least=1)
 
 
 @reports_errors

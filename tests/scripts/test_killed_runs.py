@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tests.in_process import MODEL_FLAGS, in_child
 from transformers_mage.data.indexed import InMemoryImages
 from transformers_mage.training import checkpointing
-from transformers_mage.training.run import EXIT_INTERRUPTED
+from transformers_mage.training.stopping import EXIT_INTERRUPTED
 
 from .test_train_mage import assert_same_bits
 

@@ -286,7 +286,7 @@ class StreamedSource:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lanes": self.states, "next": self.next_lane}
+        return {"lanes": list(self.states), "next": self.next_lane}
 
     def load_state_dicts(self, states: list[dict[str, Any]]):
         lanes = [lane for state in states for lane in state["lanes"]]

@@ -1,14 +1,20 @@
 """What a run measures: means without waiting for the device, and how well the hardware is used."""
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_mage import MageConfig
+from ..files import write_text
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling
+
+logger = get_logger(__name__)
 
 # A mean over the micro-batches of all processes, or the sum and the weight of one.
 Metric = torch.Tensor | tuple[torch.Tensor, torch.Tensor | float]
@@ -47,6 +53,39 @@ def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
         return value.detach().to(device, torch.float32)
     # Written on the device: `torch.tensor` would copy it there and wait.
     return torch.full((), value, dtype=torch.float32, device=device)
+
+
+class MetricsFile:
+    """A file of metrics, a line of JSON each time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._is_full = False
+
+    def truncate(self, step: int):
+        """Drops what a killed run logged after the update it is resumed from, and lines that a full disk cut."""
+        lines = self.path.read_text(errors="replace").split("\n") if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def append(self, values: dict[str, float]):
+        """Adds a line. A full disk is reported once, and does not end a run: its checkpoints matter more."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                logger.error(f"Metrics cannot be written to {self.path}: {error}. Training continues without them.")
+            self._is_full = True
+
+
+def _step_of(line: str) -> float:
+    """The update that a line of metrics is of; infinite for what is not such a line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 5) -> dict[str, Metric]:
