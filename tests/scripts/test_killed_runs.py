@@ -17,6 +17,8 @@ from transformers_mage.training.stopping import EXIT_INTERRUPTED
 
 from .test_train_mage import assert_same_bits
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[[list[str]], None]
 
 # Where the process kills itself, and at which call: inside a step, loading data, in the middle of saving, before and
