@@ -2,13 +2,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 SPACE_VENV ?= .venv-space
 SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-space space lint types demo digits ablation emoji clean
+.PHONY: test test-fast test-space lint types notebooks space demo digits ablation emoji fashion clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+# What takes seconds: under 90 s on two free cores.
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -16,6 +21,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# Runs the notebooks from top to bottom, and writes their outputs into them.
+notebooks: $(NOTEBOOKS_INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.notebooks.run
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
@@ -36,6 +45,11 @@ emoji: $(INSTALLED)
 	$(BIN)/python -m examples.compare_representations emoji --dataset_name outputs/emoji \
 		--model_name_or_path outputs/mage-emoji --card docs/representations.md
 
+# Needs Debian's package dataset-fashion-mnist: installed, or `make fashion PACKAGE=FILE.deb` (`apt-get download` needs no
+# root). Several hours of two slow cores; interrupted, it continues.
+fashion: $(INSTALLED)
+	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
+
 # The page of examples/space; gradio wants an older pillow than the tests run with.
 space: $(SPACE_INSTALLED)
 	$(SPACE_VENV)/bin/python examples/space/app.py
@@ -55,5 +69,9 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+$(NOTEBOOKS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(SPACE_VENV) build outputs src/*.egg-info
+	rm -rf $(VENV) $(SPACE_VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ ImageNet with ten views of each image, on all GPUs; started again after a kill, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from diffusers import VQModel
 from tqdm.auto import tqdm
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
-from transformers_mage.data.arguments import DataArguments
+from transformers_mage.data.arguments import DataArguments, TokenizerArguments
 from transformers_mage.data.batches import DataError
 from transformers_mage.data.loading import Columns, load_images
 from transformers_mage.data.token_cache import (
@@ -28,14 +29,19 @@ from transformers_mage.data.token_cache import (
     shard_folder,
     transform_values,
 )
-from transformers_mage.data.tokenization import load_tokenizer, tokenize
+from transformers_mage.data.tokenization import (
+    check_image_size,
+    first_images,
+    load_tokenizer,
+    settle_pixel_range,
+    tokenize,
+)
 from transformers_mage.data.views import ImageViews
 from transformers_mage.files import fingerprint
 
 
 @dataclass
-class CacheArguments(DataArguments):
-    tokenizer_name_or_path: str | None = argument(None, "A `VQModel`'s folder or Hub name, or that of a MAGE model.")
+class CacheArguments(TokenizerArguments, DataArguments):
     image_size: int = argument(256, "Side of the views, in pixels.")
     views: int = argument(10, "Random views of each image.")
     batch_size: int = argument(16, "Images, with all their views, to encode at once.")
@@ -54,7 +60,10 @@ class CacheArguments(DataArguments):
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(CacheArguments, __doc__, argv)
     accelerator = Accelerator()
-    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path).to(accelerator.device)
+    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder).to(accelerator.device)
+    check_image_size(tokenizer, arguments.image_size)
+    images = partial(first_images, tokenizer, arguments.train_data, arguments.image_size)
+    settle_pixel_range(tokenizer, arguments.tokenizer_pixel_range, images)
     dataset, columns = load_images(arguments.train_data)
     size = (arguments.image_size, arguments.image_size)
     views = ImageViews(size, tokenizer.config.in_channels, arguments.views, arguments.crops)

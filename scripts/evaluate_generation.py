@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.eval_results import model_card_block
-from transformers_mage.metrics import InceptionFeatures, InceptionScore, TransformersFeatures, is_statistics_file
+from transformers_mage.image_tokens import PIXEL_RANGE
+from transformers_mage.metrics import InceptionScore, is_statistics_file, load_feature_network
 from transformers_mage.metrics.evaluation import (
     METRICS,
     Evaluator,
@@ -43,14 +43,16 @@ class EvaluationArguments:
     metrics: str | None = argument(
         None, f"With commas between them: {', '.join(METRICS)}. By default, what is possible."
     )
-    feature_network: str = argument("inception", '"inception", or the folder or Hub name of a vision model.')
+    feature_network: str = argument(
+        "inception", '"inception", "efficientnet-lite0", or the folder or Hub name of a vision model.'
+    )
     inception_weights: str | None = argument(None, "torch-fidelity's weights file, if it is not in torch's cache.")
     samples_split: str | None = argument(None, "The split of a dataset of samples with several.")
     references_split: str | None = argument(None, "The split of a dataset of references with several.")
     image_column: str | None = argument(None, "The column with the images of a dataset with several such columns.")
     resolution: int | None = argument(None, "Resize the shorter side to this, and crop the centre.")
-    pixel_min: float = argument(0.0, "What black is to the tokenizer.")
-    pixel_max: float = argument(1.0, "What white is to the tokenizer.")
+    pixel_min: float | None = argument(None, "What black is to the tokenizer, if its configuration does not say it.")
+    pixel_max: float | None = argument(None, "What white is to the tokenizer, if its configuration does not say it.")
     batch_size: int = argument(64, "Images in one forward pass of one process.")
     dataloader_num_workers: int = argument(0, "Processes that load images, for each evaluating process.")
     seed: int = argument(0, "Chooses the subsets of KID and of the Inception Score.")
@@ -66,8 +68,9 @@ class EvaluationArguments:
             raise ValueError(f"There is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}.")
         if self.batch_size < 1 or (self.resolution or 1) < 1:
             raise ValueError(f"`--batch_size` ({self.batch_size}) and `--resolution` must be at least 1.")
-        if self.pixel_min >= self.pixel_max:
-            raise ValueError(f"`--pixel_min` ({self.pixel_min}) must be below `--pixel_max` ({self.pixel_max}).")
+        if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
+            low, high = self.pixel_range
+            raise ValueError(f"`--pixel_min` ({low}) must be below `--pixel_max` ({high}).")
         if self.tokenizer is None and self.samples is None:
             raise ValueError("Say what to score: `--samples`, or `--tokenizer` for its reconstructions.")
         alone = self.asked_metrics == [InceptionScore.key] and not self.tokenizer
@@ -75,6 +78,16 @@ class EvaluationArguments:
             raise ValueError(
                 f"Say what to compare with: `--references` (only `--metrics {InceptionScore.key}` works without)."
             )
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        if self.pixel_min is None and self.pixel_max is None:
+            return None
+        low, high = PIXEL_RANGE
+        return (
+            low if self.pixel_min is None else self.pixel_min,
+            high if self.pixel_max is None else self.pixel_max,
+        )
 
     @property
     def asked_metrics(self) -> list[str]:
@@ -88,7 +101,7 @@ def main(argv: list[str] | None = None):
     state, exchange = PartialState(), Path(args.output_dir, ".exchange")
     exchange.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(
-        lambda: load_feature_network(args).to(state.device),
+        lambda: load_feature_network(args.feature_network, args.inception_weights).to(state.device),
         exchange,
         args.batch_size,
         args.dataloader_num_workers,
@@ -99,12 +112,6 @@ def main(argv: list[str] | None = None):
         write_results(args, scores, evaluator.inputs)
     state.wait_for_everyone()
     shutil.rmtree(exchange, ignore_errors=True)
-
-
-def load_feature_network(args: EvaluationArguments) -> torch.nn.Module:
-    if args.feature_network == "inception":
-        return InceptionFeatures(args.inception_weights)
-    return TransformersFeatures(args.feature_network)
 
 
 def evaluate_samples(args: EvaluationArguments, evaluator: Evaluator) -> dict[str, float]:
@@ -130,7 +137,7 @@ def evaluate_tokenizer(args: EvaluationArguments, evaluator: Evaluator) -> dict[
     tokenizer = load_tokenizer(args.tokenizer).to(evaluator.state.device)
     mode = "L" if tokenizer.config.in_channels == 1 else "RGB"
     source = ImageSource(args.references, args.references_split, args.image_column, args.resolution, mode)
-    return evaluator.score_tokenizer(tokenizer, source, (args.pixel_min, args.pixel_max))
+    return evaluator.score_tokenizer(tokenizer, source, args.pixel_range)
 
 
 def write_results(args: EvaluationArguments, scores: dict[str, float], inputs: dict[str, Any]):

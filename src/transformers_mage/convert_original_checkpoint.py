@@ -5,7 +5,7 @@ Converts the original's checkpoints to folders that `MagePipeline`, `AutoModel` 
     python -m transformers_mage.convert_original_checkpoint mage-vit-base back.pth --to_original
 
 What a checkpoint is, and every size of it, is read off its names and shapes. Pickles are read without running anything
-in them, and what is at OUT is always whole.
+in them, and what is at OUT is always complete.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from .conversion.folder import (
     forward_pass,
     read_model,
     write_model,
-    written_aside,
 )
 from .conversion.names import convert_model, convert_tokenizer, tokenizer_config
 from .conversion.original_format import write_original
 from .conversion.reading import CheckpointError, OriginalCheckpoint, add_tokenizer, read_checkpoint
 from .conversion.sizes import build_empty, check_weights, read_config, read_tokenizer_config
 from .conversion.summary import next_steps, table, usage
+from .files import written_aside
 from .hub_folders import check_repository, push_folder
 from .modeling_mage import MagePreTrainedModel
 
@@ -128,7 +128,7 @@ def write(
                 write_code(folder)
         with _step(progress, "loading back"):
             # Once is enough for the weights to be in memory.
-            model.to("meta")
+            model.to_empty(device="meta")
             checkpoint.release()
             return compare_passes(expected, forward_pass(read_model(folder, type(model))))
 
@@ -142,12 +142,10 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedMo
         tokenizer = read_checkpoint(args.tokenizer)
         add_tokenizer(checkpoint, tokenizer)
         check_weights(tokenizer, build_empty(tokenizer, read_tokenizer_config(tokenizer)))
-    if checkpoint.kind == "tokenizer":
-        config = read_tokenizer_config(checkpoint)
-    else:
-        config = read_config(checkpoint, args.num_attention_heads, args.decoder_num_attention_heads)
-    if args.labels:
-        config.id2label = read_class_names(args.labels, config.num_labels)
+    heads = (args.num_attention_heads, args.decoder_num_attention_heads)
+    config = read_tokenizer_config(checkpoint) if checkpoint.kind == "tokenizer" else read_config(checkpoint, *heads)
+    if args.labels and isinstance(config, MageConfig):
+        config.id2label = read_class_names(args.labels, int(config.num_labels or 0))
         config.label2id = {name: number for number, name in config.id2label.items()}
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)
@@ -159,12 +157,12 @@ def push(folder: Path, name: str):
     try:
         address = push_folder(folder, name, commit_message="Add the converted checkpoint")
     except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {folder} is written, but could not be uploaded to {name}: {error}") from None
+        raise CheckpointError(f"{folder} is written, but could not be uploaded to {name}: {error}") from error
     print(f"Uploaded to {address}.")
 
 
 def _state_of(out: Path) -> str:
-    return f"{out} is whole." if out.exists() else f"Nothing was written to {out}."
+    return f"{out} is complete." if out.exists() else f"Nothing was written to {out}."
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_tokenizer(evaluate, flags, tmp_path, mage, pixels, kind):
     tokenizer.save_pretrained(tmp_path / "vqmodel")
     folder = mage if kind == "mage" else tmp_path / "vqmodel"
     results = run(evaluate, {k: v for k, v in flags.items() if k != "samples"} | {"tokenizer": folder})
-    assert set(results["scores"]) == {"psnr", "ssim", "rfid"}
+    assert set(results["scores"]) == {"psnr", "ssim", "rfid", "codes_used", "code_perplexity"}
     if kind == "vqmodel":
         expected = TokenizerScores(tokenizer, TransformersFeatures(mage))
         expected.add_batch(pixels["references"])

@@ -58,3 +58,22 @@ class DataArguments:
         columns = Columns(self.image_column, self.label_column)
         split, limit = self.train_split, self.max_train_samples
         return DatasetSpec(self.dataset_name or "", self.dataset_config_name, split, columns, limit, self.streaming)
+
+
+@dataclass
+class TokenizerArguments:
+    """What every script that takes a trained tokenizer can be told of it."""
+
+    tokenizer_name_or_path: str | None = argument(
+        None, "A stock `VQModel`'s folder or Hub name, or that of a MAGE model."
+    )
+    tokenizer_subfolder: str | None = argument(
+        None, "The tokenizer's folder inside of it; pipelines of diffusers keep theirs in `vqvae`."
+    )
+    tokenizer_pixel_range: str = argument(
+        "auto",
+        "What black and white are to the tokenizer: [0, 1] (unit) or [-1, 1] (symmetric). By default what its "
+        "configuration says; where that says nothing, symmetric if the first images are reconstructed clearly better "
+        "that way, or else unit.",
+        choices=["auto", "unit", "symmetric"],
+    )

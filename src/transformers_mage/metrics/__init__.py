@@ -26,14 +26,27 @@ except ImportError as error:
     ) from error
 
 from .accuracy import Accuracy, MeanPerClassAccuracy, Top5Accuracy
-from .feature_networks import FeatureBatch, FeatureNetwork, InceptionFeatures, TransformersFeatures
+from .feature_networks import (
+    FeatureBatch,
+    FeatureNetwork,
+    InceptionFeatures,
+    TransformersFeatures,
+    load_feature_network,
+)
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
-from .reconstruction import PeakSignalNoiseRatio, StructuralSimilarity, TokenizerScores
+from .reconstruction import (
+    CodeUsage,
+    PeakSignalNoiseRatio,
+    PerceptualDifference,
+    StructuralSimilarity,
+    TokenizerScores,
+)
 from .statistics import is_statistics_file, load_statistics, save_statistics
 from .streaming_metric import StreamingMetric
 
 __all__ = [
     "Accuracy",
+    "CodeUsage",
     "FeatureBatch",
     "FeatureNetwork",
     "FrechetInceptionDistance",
@@ -42,6 +55,7 @@ __all__ = [
     "KernelInceptionDistance",
     "MeanPerClassAccuracy",
     "PeakSignalNoiseRatio",
+    "PerceptualDifference",
     "PrecisionRecall",
     "StreamingMetric",
     "StructuralSimilarity",
@@ -49,6 +63,7 @@ __all__ = [
     "Top5Accuracy",
     "TransformersFeatures",
     "is_statistics_file",
+    "load_feature_network",
     "load_statistics",
     "save_statistics",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from diffusers import VQModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -90,11 +91,11 @@ class Evaluator:
         """The metrics `names`, fed with both sides; each image passes through the network once."""
         metrics = {name: METRICS[name](**self.metric_options) for name in names}
         sides = {"predictions": ("samples", samples), "references": ("references", references)}
-        is_image = any(isinstance(source, ImageSource) for _, source in sides.values())
-        network = FeatureNetwork(self.network()) if is_image else None
+        network = None
         for side, (name, source) in sides.items():
             takers = [metric for metric in metrics.values() if side in metric.features]
             if takers and isinstance(source, ImageSource):
+                network = network or FeatureNetwork(self.network())
                 self.read(source, name, partial(_add_images, network, takers, side))
             elif takers and source is not None:
                 self.inputs[name] = {"path": source.path}
@@ -121,9 +122,9 @@ class Evaluator:
         self.inputs[name] = {"path": source.path, "count": seen, "skipped": skipped}
 
     def score_tokenizer(
-        self, tokenizer: nn.Module, references: ImageSource, pixel_range: tuple[float, float]
+        self, tokenizer: VQModel, references: ImageSource, pixel_range: tuple[float, float] | None = None
     ) -> dict[str, float]:
-        """PSNR, SSIM and rFID of what a tokenizer makes of the references; see [`TokenizerScores`]."""
+        """Scores of what a tokenizer makes of the references; see [`TokenizerScores`]."""
         scores = TokenizerScores(tokenizer, self.network(), pixel_range, **self.metric_options)
         self.read(references, "references", scores.add_batch)
         return scores.compute() or {}

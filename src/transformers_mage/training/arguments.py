@@ -64,9 +64,8 @@ class TrainingArguments(DataArguments):
 
     def check(self):
         super().check()
-        positive = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
-        positive += ("checkpoints_total_limit", "shuffle_window")
-        for name in positive:
+        batches = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "shuffle_window")
+        for name in (*batches, "logging_steps", "checkpoints_total_limit"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
 

@@ -10,13 +10,14 @@ from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
 from ..data.tokenization import image_size
+from ..image_tokens import vq_config_of
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import Contrast, ProjectionHead, info_nce
-from .tokenizer import code_counts, code_perplexity
 from .tracking import Metric, loss_by_mask_ratio
+from .vqgan.codebook import code_counts, code_perplexity
 
 
 class MageForPreTraining(nn.Module):
@@ -86,18 +87,23 @@ class MageForPreTraining(nn.Module):
 
     def _project(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch_size, projection_size) of the mean over the tokens."""
+        assert self.projection is not None  # only a model with a contrastive loss is asked
         return self.projection(last_hidden_state[:, 1:].mean(dim=1))
 
     def _contrast(self, projections: torch.Tensor, contrast: Contrast | None) -> torch.Tensor:
         if contrast is None:
-            return info_nce(*projections.chunk(2), self.temperature)
+            first, second = projections.chunk(2)
+            return info_nce(first, second, self.temperature)
         return contrast.loss_of(projections)
 
 
 @torch.no_grad()
 def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
     """Share of the masked tokens whose code is the most likely one."""
-    return (output.masked_logits.argmax(dim=-1) == output.masked_labels).float().mean()
+    # The model gives both wherever something is masked.
+    assert output.masked_logits is not None
+    assert output.masked_labels is not None
+    return output.masked_logits.argmax(dim=-1).eq(output.masked_labels).float().mean()
 
 
 def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
@@ -111,11 +117,10 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     Raises:
         ValueError: for values that make no model.
     """
-    vq_config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     decided = {
         "codebook_size": tokenizer.config.num_vq_embeddings,
         "patch_size": 2 ** (len(tokenizer.config.block_out_channels) - 1),
-        "vq_config": vq_config,
+        "vq_config": vq_config_of(tokenizer),
     }
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
