@@ -6,7 +6,7 @@ NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 SPACE_VENV ?= .venv-space
 SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-space lint types notebooks space demo digits ablation emoji fashion clean
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -14,6 +14,12 @@ test: $(INSTALLED)
 # What takes seconds: under 90 s on two free cores.
 test-fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# transformers' and diffusers' own tests of models and pipelines, from their source distributions: some minutes.
+test-peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[peers]"
+	$(BIN)/python -m tests.peers.fetch
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

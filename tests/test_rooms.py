@@ -15,14 +15,15 @@ FOUNDATIONS = ("command_line", "files", "lazy")
 MODEL = {"model", "files", "lazy"}
 BELOW = {
     "command_line": {"files"},
-    "files": set(),
+    # Fingerprints know what of a tokenizer's configuration counts.
+    "files": {"model"},
     "lazy": set(),
     "model": set(),
     "data": {*MODEL, "command_line"},
     "sampling": {*MODEL, "command_line", "data"},
     "metrics": {*MODEL, "data", "sampling"},
     "hub": {*MODEL, "command_line", "data"},
-    "training": {*MODEL, "command_line", "data"},
+    "training": {*MODEL, "command_line", "data", "metrics", "hub"},
     "representation": {*MODEL, "command_line", "data", "metrics", "training", "hub"},
     "conversion": {*MODEL, "command_line", "data", "hub"},
     "benchmarking": {*MODEL, "command_line", "data", "metrics", "representation", "sampling", "training"},

@@ -204,9 +204,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         guidance = self.check_guidance(guidance_scale, guidance_schedule, guidance_interval)
         patch = self.model.config.patch_size
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
-        canvas_size = self._canvas_size(edit, height, width)
+        size = self._canvas_size(edit, height, width)
         with evaluation_mode(self.model):
-            canvas, batch_labels = self._prepare(edit, labels, num_images, canvas_size)
+            canvas, batch_labels = self._prepare(edit, labels, num_images, size)
             self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             decoding = self._decode(
@@ -318,7 +318,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             mask = to_tensor(edit.masks, *size, PIL.Image.Resampling.NEAREST).to(device)
         else:
             mask = torch.full_like(pixels[:, :1], float(edit.strength is not None))
-        # Before padding, so that the tokenizer sees no made-up pixels.
+        # Before padding, so that the tokenizer sees nothing but the image.
         canvas = Canvas.from_image(self._encode(pixels), pixels, mask).pad(edit.padding)
         return canvas.repeat(prompts // len(pixels))
 

@@ -61,7 +61,7 @@ def test_weights_that_are_not_there_are_refused(folder):
     kept = {name: weight for name, weight in weights.items() if "layers.1" not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
-    with pytest.raises(FolderError, match=r"no weights for \d+ of the encoder's parameters, as mage.layers.1"):
+    with pytest.raises(FolderError, match=r"lacks \d+ of the weights of MageForImageClassification \(mage.layers.1"):
         load_classifier(str(folder), ["cat", "dog"])
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import VQModel
-from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor, nn
 
 from ...image_tokens import decode_images, encode_images
-from ..pictures import to_image
+from ...visualization import draw_grid
+from ..pictures import to_images
 
 
 class HeldOutImages:
@@ -65,4 +65,4 @@ class HeldOutImages:
         made = decode_images(tokenizer, encode_images(tokenizer, pixels)).clamp(0, 1)
         lines = [part for pair in zip(pixels.split(columns), made.split(columns), strict=True) for part in pair]
         whole = [line for line in lines if len(line) == columns]
-        return make_image_grid([to_image(image) for line in whole for image in line], len(whole), columns)
+        return draw_grid(to_images(torch.cat(whole)), columns)
