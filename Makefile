@@ -3,8 +3,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
+SPACE_VENV ?= .venv-space
+SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-peers lint types notebooks demo digits ablation emoji fashion clean
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -54,6 +56,20 @@ emoji: $(INSTALLED)
 fashion: $(INSTALLED)
 	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
 
+# The page of examples/space; gradio wants an older pillow than the tests run with.
+space: $(SPACE_INSTALLED)
+	$(SPACE_VENV)/bin/python examples/space/app.py
+
+# In a real browser: needs Debian's packages chromium and chromium-driver.
+test-space: $(SPACE_INSTALLED)
+	OMP_NUM_THREADS=1 MAGE_SCREENSHOT=docs/space.png $(SPACE_VENV)/bin/python -m pytest tests/hub/test_space_browser.py
+
+$(SPACE_INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(SPACE_VENV)
+	grep -v "^pillow" constraints.txt > $(SPACE_VENV)/constraints.txt
+	$(SPACE_VENV)/bin/python -m pip install --quiet --constraint $(SPACE_VENV)/constraints.txt --editable ".[test,space]"
+	touch $@
+
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
@@ -64,4 +80,4 @@ $(NOTEBOOKS_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(SPACE_VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
