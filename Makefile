@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 
-.PHONY: test test-fast lint types notebooks demo digits ablation emoji clean
+.PHONY: test test-fast lint types notebooks demo digits ablation emoji fashion clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -42,6 +42,11 @@ emoji: $(INSTALLED)
 	$(BIN)/python scripts/train_mage.py --config configs/mage_emoji.yaml --dataset_name outputs/emoji
 	$(BIN)/python -m examples.compare_representations emoji --dataset_name outputs/emoji \
 		--model_name_or_path outputs/mage-emoji --card docs/representations.md
+
+# Needs Debian's package dataset-fashion-mnist: installed, or `make fashion PACKAGE=FILE.deb` (`apt-get download` needs no
+# root). Several hours of two slow cores; interrupted, it continues.
+fashion: $(INSTALLED)
+	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
 
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -26,22 +26,24 @@ from transformers_mage.command_line import argument, parse_arguments, reports_er
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews
+from transformers_mage.hub.publishing import Publisher
 from transformers_mage.representation import (
     ClassificationArguments,
     Result,
     evaluate,
     load_classifier,
-    save_classifier,
     save_results,
     table,
 )
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
 from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, layer_decay_groups
 from transformers_mage.representation.mixing import Mixup
+from transformers_mage.representation.publishing import publish_classifier
 from transformers_mage.representation.rand_augment import RandAugment
 from transformers_mage.representation.scoring import evaluation_loader
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
@@ -135,10 +137,12 @@ def finetune(arguments: FinetuneArguments) -> Result:
     if not scores:
         validate()
     state = run.finish()
+    result = Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
     if state is not None:
-        trained = classifier_of(state, config, tokenizer)
-        save_classifier(trained, processor, arguments.output_dir, **arguments.hub_options)
-    return Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
+        trained, publisher = classifier_of(state, config, tokenizer), Publisher.of(arguments, accelerator)
+        facts = card_facts(arguments, publisher.name, "classification", config)
+        publish_classifier(trained, processor, result, validation, publisher, facts)
+    return result
 
 
 def create_classifier(arguments: FinetuneArguments, class_names: list[str]) -> MageForImageClassification:

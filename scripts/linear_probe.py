@@ -30,6 +30,7 @@ from transformers_mage.data.labelled_images import EvaluationImages, LabelledIma
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews, RandomViews
 from transformers_mage.files import fingerprint
+from transformers_mage.hub.publishing import Publisher
 from transformers_mage.representation import (
     ClassificationArguments,
     Feature,
@@ -45,16 +46,17 @@ from transformers_mage.representation import (
     load_encoder,
     nearest_neighbour_scores,
     probe_as_classifier,
-    save_classifier,
     save_results,
     score,
     table,
 )
 from transformers_mage.representation.classifiers import image_shape, processor_of
 from transformers_mage.representation.lars import LARS
+from transformers_mage.representation.publishing import publish_classifier
 from transformers_mage.representation.scoring import evaluation_loader
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
@@ -245,7 +247,9 @@ def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledIm
         logger.warning(f"A classifier has at least one layer, so the probe of {best.feature} is not saved.")
         return
     model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
-    save_classifier(model, processor_of(images, model.config), arguments.output_dir, **arguments.hub_options)
+    publisher = Publisher(arguments.output_dir, arguments.publication.check())
+    facts = card_facts(arguments, publisher.name, "classification", model.config)
+    publish_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,15 @@ from transformers_mage.data.tokenization import (
     validation_tokens,
 )
 from transformers_mage.data.views import ImageViews
+from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import pixel_range, set_pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_updates
 from transformers_mage.training.pictures import picture, sample_tokens, save_picture
-from transformers_mage.training.pretraining import MageForPreTraining, build_model, save_model, training_labels
+from transformers_mage.training.pretraining import MageForPreTraining, build_model, training_labels
+from transformers_mage.training.publishing import publish_checkpoints, write_generator
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
 from transformers_mage.training.validation import evaluate
@@ -95,6 +98,7 @@ class MageArguments(TokenizerArguments, TrainingArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
     tokenizer = open_tokenizer(arguments)
     mage = create_model(arguments, tokenizer)
@@ -117,6 +121,9 @@ def main(argv: list[str] | None = None):
             lambda: run.log(evaluate(model, held_out, arguments.train_batch_size, accelerator)),
         )
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
+    publisher = Publisher.of(arguments, accelerator)
+    write = partial(write_generator, config=config, tokenizer=tokenizer, arguments=arguments, name=publisher.name)
+    publish_checkpoints(run, publisher, write)
     set_seed(arguments.seed, device_specific=True)
     run.start()
     inputs = model_inputs(run, BatchTokenizer(tokenizer, views.on_device()), config)
@@ -129,8 +136,7 @@ def main(argv: list[str] | None = None):
 
     state = run.finish()
     if accelerator.is_main_process:
-        hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
-        save_model(state, config, tokenizer, arguments.output_dir, **hub)
+        publisher.publish(partial(write, state))
 
 
 def open_tokenizer(arguments: MageArguments) -> VQModel:

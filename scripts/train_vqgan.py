@@ -11,6 +11,7 @@ Only a sharper decoder, for a tokenizer whose tokens are cached, or modelled, al
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -22,9 +23,13 @@ from transformers_mage.data.loading import load_images
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.tokenization import TokenizerError, load_tokenizer
 from transformers_mage.data.views import ImageViews
+from transformers_mage.hub.model_card import write_card
+from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import PIXEL_RANGE, pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.pictures import save_picture
+from transformers_mage.training.publishing import card_facts
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
 from transformers_mage.training.vqgan.autoencoder import VQModelForTraining
@@ -111,6 +116,7 @@ class VQGANArguments(TrainingArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(VQGANArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
     vqgan = create_vqgan(arguments)
     size = (arguments.image_size, arguments.image_size)
@@ -220,8 +226,13 @@ def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
             VQModel.from_config(run.vqgan.vqvae.config), normalize_codes=arguments.normalize_codes
         )
         model.load_state_dict({name: value for name, value in state.items() if not name.startswith("adversary.")})
-        hub = {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
-        model.export().save_pretrained(arguments.output_dir, push_to_hub=arguments.push_to_hub, **hub)
+        publisher = Publisher.of(arguments, accelerator)
+        publisher.publish(partial(write_tokenizer, model.export(), arguments, publisher.name))
+
+
+def write_tokenizer(vqvae: VQModel, arguments: VQGANArguments, name: str):
+    vqvae.save_pretrained(arguments.output_dir)
+    write_card(arguments.output_dir, card_facts(arguments, name, "tokenization"))
 
 
 if __name__ == "__main__":

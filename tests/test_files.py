@@ -5,7 +5,18 @@ import errno
 import pytest
 import torch
 
-from transformers_mage.files import check_note, explains_full_disk, fingerprint, write_json
+from tests.in_process import in_child
+from transformers_mage.files import (
+    FolderError,
+    check_inside,
+    check_note,
+    damaged_files,
+    describe_files,
+    explains_full_disk,
+    fingerprint,
+    locked,
+    write_json,
+)
 
 
 def test_a_fingerprint_is_of_the_weights():
@@ -44,3 +55,43 @@ def test_a_full_disk_is_explained():
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), explains_full_disk("out"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name in ("whole", "cut", "gone", "changed"):
+        (tmp_path / name).write_text("content")
+    described = describe_files(tmp_path)
+    assert damaged_files(tmp_path, described) == {}
+    (tmp_path / "cut").write_text("cont")
+    (tmp_path / "gone").unlink()
+    (tmp_path / "changed").write_text("contend")
+    assert damaged_files(tmp_path, described) == {
+        "cut": "has 4 bytes instead of 7",
+        "gone": "is missing",
+        "changed": "has been changed or damaged",
+    }
+    assert damaged_files(tmp_path, described, read=False).keys() == {"cut", "gone"}
+    assert damaged_files(tmp_path, {"changed": 7}) == {}
+
+
+def expect_lock(folder):
+    with pytest.raises(FolderError, match=r"is in use by process \d+ on"), locked(folder):
+        pass
+
+
+def lock(folder):
+    with locked(folder):
+        pass
+
+
+def test_a_folder_is_locked_for_other_processes(tmp_path):
+    with locked(tmp_path):
+        assert in_child(expect_lock, tmp_path) == 0
+    assert in_child(lock, tmp_path) == 0
+
+
+@pytest.mark.parametrize("name", ["../train", "/tmp/train", "a/b", "..", "."])
+def test_a_name_stays_in_its_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="`--train_split` must be a plain name"):
+        check_inside(tmp_path, name, "--train_split")
+    assert check_inside(tmp_path, "train", "--train_split") == tmp_path / "train"

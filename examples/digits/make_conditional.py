@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -102,16 +103,10 @@ class ConditionalJudge:
         return {"accuracy": accuracy, **shares, "distance": distance}
 
 
-def sample(
-    pipe: MagePipeline, num_images: int, batch_size: int = 100, **kwargs
-) -> tuple[list[Image.Image], list[int]]:
-    """Images of all classes in turn, image i from a generator with the seed i, and their classes."""
-    images, labels = [], [i % 10 for i in range(num_images)]
-    for start in tqdm(range(0, num_images, batch_size), desc="Generating", leave=False):
-        batch = range(start, min(start + batch_size, num_images))
-        generators = [digits.seeded(i) for i in batch]
-        images += pipe(class_labels=labels[batch.start : batch.stop], generator=generators, **kwargs).images
-    return images, labels
+def sample(pipe: MagePipeline, num_images: int, **kwargs: Any) -> tuple[list[Image.Image], list[int]]:
+    """Images of all classes in turn, and their classes."""
+    labels = [i % 10 for i in range(num_images)]
+    return digits.generate(pipe, num_images, labels, batch_size=100, **kwargs), labels
 
 
 def measure_guidance(pipe: MagePipeline, judge: ConditionalJudge, num_samples: int) -> dict[str, dict[str, float]]:

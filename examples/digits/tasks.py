@@ -4,6 +4,7 @@ world of real images in which a model can be trained, and judged, in minutes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,12 +142,26 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def generate(pipe: MagePipeline, num_images: int, batch_size: int = 64) -> list[PILImage.Image]:
-    """Images by `pipe`, image i from a generator with the seed i."""
+def generate(
+    pipe: MagePipeline,
+    num_images: int,
+    class_labels: Sequence[int | None] | None = None,
+    batch_size: int = 64,
+    **kwargs: Any,
+) -> list[PILImage.Image]:
+    """
+    Images by `pipe`, image i from a generator with the seed i, and of the class `class_labels[i]`.
+
+    Args:
+        kwargs: of the pipeline's call, as `guidance_scale`.
+    """
     images = []
-    for start in tqdm(range(0, num_images, batch_size), desc="Generating"):
-        generators = [seeded(i) for i in range(start, min(start + batch_size, num_images))]
-        images += pipe(num_images=len(generators), generator=generators).images
+    for start in tqdm(range(0, num_images, batch_size), desc="Generating", leave=False):
+        batch = range(start, min(start + batch_size, num_images))
+        classes = {"num_images": len(batch)}
+        if class_labels is not None:
+            classes = {"class_labels": [class_labels[i] for i in batch]}
+        images += pipe(generator=[seeded(i) for i in batch], **classes, **kwargs).images
     return images
 
 

@@ -19,14 +19,13 @@ from tqdm.auto import tqdm
 
 from examples.junk import JUNK_KINDS
 from transformers_mage import MagePipeline
-from transformers_mage.image_networks import load_image_network
 from transformers_mage.image_tokens import decode_images, encode_images
 from transformers_mage.metrics import FrechetInceptionDistance
 from transformers_mage.visualization import draw_steps
 
 from .images import load_split
 from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
-from .pictures import draw_grid, draw_rows
+from .pictures import draw_images, draw_rows
 from .sampling import generate, to_uint8
 from .scores import extract_features, fashion_scores, nearest_images
 
@@ -99,6 +98,8 @@ class Evaluation:
         return scores | {f"fd_{name}": fid["fid"]}
 
     def network_features(self, images: Tensor) -> Tensor:
+        from transformers_mage.image_networks import load_image_network
+
         return extract_features(load_image_network(self.arguments.image_network), images)
 
     def save(self, picture: Image.Image, name: str):
@@ -152,8 +153,7 @@ def score_samples(evaluation: Evaluation) -> dict:
 
 
 def draw_samples(evaluation: Evaluation, images: Tensor):
-    columns = 10
-    evaluation.save(draw_grid(images[:100], columns), "samples")
+    evaluation.save(draw_images(images[:100], num_columns=10), "samples")
     nearest = evaluation.train[0][nearest_images(images[:20], evaluation.train[0])[1]]
     evaluation.save(draw_rows([images[:20], nearest]), "neighbours")
     classes = {"class_labels": list(range(6))} | evaluation.classes if evaluation.classes else {"num_images": 6}

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 NUM_CLASSES = 10
 JUNK = NUM_CLASSES
 SURE = 0.8
+# The judge that the model cards' figures are from; `train_judge.py` trains another such.
+BUNDLED = Path(__file__).with_name("judge.safetensors")
 IMAGE_SIZE = 28
 
 
@@ -52,7 +54,7 @@ class FashionJudge(nn.Module):
         save_file(self.state_dict(), path)
 
     @classmethod
-    def load(cls, path: str | Path) -> "FashionJudge":
+    def load(cls, path: str | Path = BUNDLED) -> "FashionJudge":
         """A judge that `train_judge.py` trained, in evaluation mode."""
         judge = cls()
         judge.load_state_dict(load_file(path))

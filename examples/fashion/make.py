@@ -21,7 +21,7 @@ from examples import ROOT, run_script
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
 
-from . import evaluate, make_dataset, sweep, train_judge
+from . import evaluate, make_dataset, reduce_codes, sweep, train_judge
 from .cards import write_card
 
 CONFIGS = ROOT / "configs"
@@ -85,19 +85,24 @@ def make_judge(place: Workplace):
 
 
 def make_tokenizer(place: Workplace):
-    train("train_vqgan", "vqgan_fashion", place, "vqgan")
+    train("train_vqgan", "vqgan_fashion_encoder", place, "vqgan")
+
+
+def reduce_codebook(place: Workplace):
+    flags = ["--tokenizer_name_or_path", str(place / "vqgan"), "--output_dir", str(place / "vqgan-64")]
+    reduce_codes.main([*place.data, *flags, "--codebook_size", "64"])
 
 
 def make_tokens(place: Workplace):
     for split in ("validation", "train"):
-        flags = ["--tokenizer_name_or_path", place / "vqgan", "--image_size", 28, "--batch_size", 128]
+        flags = ["--tokenizer_name_or_path", place / "vqgan-64", "--image_size", 28, "--batch_size", 128]
         flags += ["--views", 1, "--crop_scale_min", 1.0, "--horizontal_flip", False, "--output_dir", place / "tokens"]
         run_script("cache_tokens", *place.data, "--train_split", split, *flags)
     (place / "tokens" / "complete").touch()
 
 
 def make_decoder(place: Workplace):
-    start = ["--pretrained_model_name_or_path", place / "vqgan"]
+    start = ["--pretrained_model_name_or_path", place / "vqgan-64"]
     train("train_vqgan", "vqgan_fashion_decoder", place, "decoder", *start)
 
 
@@ -147,6 +152,7 @@ STAGES: dict[str, tuple[Callable[[Workplace], None], str]] = {
     "data": (make_data, "data/dataset_dict.json"),
     "judge": (make_judge, "judge/results.json"),
     "tokenizer": (make_tokenizer, "vqgan/config.json"),
+    "codes": (reduce_codebook, "vqgan-64/config.json"),
     "tokens": (make_tokens, "tokens/complete"),
     "decoder": (make_decoder, "decoder/config.json"),
     "mage": (make_mage, "mage/model.safetensors"),

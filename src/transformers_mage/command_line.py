@@ -9,16 +9,20 @@ from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from .files import write_text
+
 
 class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def check(self) -> None:
         """Raises `ValueError`, naming the flag, the value that came and what would do."""
@@ -48,9 +52,8 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     Raises:
         SystemExit: with a message, for values that do not exist or would not do.
     """
-    parser = HfArgumentParser(
-        arguments_class, description=description, allow_abbrev=False, formatter_class=HelpFormatter
-    )
+    classes: Any = arguments_class
+    parser = HfArgumentParser(classes, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", help="YAML file with a recipe; flags on the command line override its values")
     words = sys.argv[1:] if argv is None else argv
     config_file = parser.parse_known_args(words)[0].config
@@ -113,7 +116,7 @@ def as_flat_dict(arguments: Any) -> dict[str, Any]:
 
 def save_recipe(arguments: Any, path: str | Path):
     """Writes the resolved values as a YAML file that `--config` takes."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
+    write_text(path, yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
 def reports_errors(main: Callable[..., None]) -> Callable[..., None]:

@@ -74,7 +74,7 @@ def guidance_at(scale: float, schedule: str, done: float) -> float:
     return scale * GUIDANCE_SCHEDULES[schedule](done)
 
 
-def apply_guidance(logits: torch.FloatTensor, scale: float) -> torch.FloatTensor:
+def apply_guidance(logits: torch.FloatTensor, scale: float | torch.Tensor) -> torch.FloatTensor:
     """
     Classifier-free guidance (arXiv 2207.12598): cond + scale (cond - uncond).
 
@@ -102,15 +102,11 @@ def resolve_prompt(
     same = "num_images" if is_number else "class_labels"
     if prompt is not None and (num_images if is_number else class_labels) is not None:
         raise ValueError(f"The first argument, {prompt!r}, means `{same}`. Leave one of both out.")
-    if is_number:
-        num_images = prompt
-    elif prompt is not None:
-        return resolve_class_labels(config, prompt, "prompt"), _count(num_images)
-    return resolve_class_labels(config, class_labels), _count(num_images)
-
-
-def _count(num_images: int | None) -> int:
-    return 1 if num_images is None else whole_number("num_images", num_images, least=1)
+    number = prompt if is_number else num_images
+    count = 1 if number is None else whole_number("num_images", number, least=1)
+    if is_number or prompt is None:
+        return resolve_class_labels(config, class_labels), count
+    return resolve_class_labels(config, prompt, "prompt"), count
 
 
 def resolve_class_labels(
@@ -155,12 +151,13 @@ def _class_id(config: MageConfig, label: int | str | None, name: str) -> int:
 
 
 def _class_id_of_name(config: MageConfig, name: str) -> int:
-    names = [config.id2label.get(label) for label in range(config.num_classes)]
-    if None in names or len(config.id2label) != config.num_classes:
+    known_names: dict[int, str] = {int(label): known for label, known in (config.id2label or {}).items()}
+    if sorted(known_names) != list(range(config.num_classes)):
         raise ValueError(
-            f"The model has {config.num_classes} classes but names {len(config.id2label)} (`config.id2label`), so "
+            f"The model has {config.num_classes} classes but names {len(known_names)} (`config.id2label`), so "
             f"{name!r} means none of them. Pass ids from 0 to {config.num_classes - 1}."
         )
+    names = [known_names[label] for label in range(config.num_classes)]
     found = [label for label, known in enumerate(names) if known == name]
     found = found or [label for label, known in enumerate(names) if known.casefold() == name.casefold()]
     if len(found) == 1:

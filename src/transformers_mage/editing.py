@@ -6,7 +6,7 @@ over canvases larger than the model was trained on.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -138,12 +138,16 @@ class Canvas:
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return tuple(self.tokens.shape[1:])
+        rows, columns = self.tokens.shape[1:]
+        return rows, columns
 
     def pad(self, padding: tuple[int, int, int, int]) -> "Canvas":
         """Adds unknown pixels on the left, at the top, on the right and at the bottom, in whole tokens."""
+        if self.pixels is None or self.mask is None:
+            raise ValueError("A canvas of which nothing is known has no pixels to pad: make it as large as needed.")
         patch = self.pixels.shape[-1] // self.tokens.shape[-1]
-        in_tokens = tuple(side // patch for side in padding)
+        left, top, right, bottom = (side // patch for side in padding)
+        in_tokens = (left, top, right, bottom)
         return Canvas(
             tokens=_pad(self.tokens, in_tokens, 0),
             is_hidden=_pad(self.is_hidden, in_tokens, True),
@@ -153,12 +157,12 @@ class Canvas:
 
     def repeat(self, count: int) -> "Canvas":
         """Each image `count` times in a row."""
-        parts = vars(self).items()
-        return Canvas(**{k: None if v is None else v.repeat_interleave(count, dim=0) for k, v in parts})
+        known = {name: part.repeat_interleave(count, dim=0) for name, part in vars(self).items() if part is not None}
+        return Canvas(**known)
 
     def paste(self, decoded: torch.FloatTensor, feather: int) -> torch.FloatTensor:
         """Puts the known pixels back over decoded ones of the same shape, and blends the seam."""
-        if self.mask is None:
+        if self.pixels is None or self.mask is None:
             return decoded
         blended = blend_seam(decoded, self.pixels, self.mask, feather)
         # Not the formula everywhere: what is kept must not even be rounded.
@@ -191,13 +195,14 @@ def canvas_size(
 def _fit(size: tuple[int, int], trained_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     scale = max(trained / side for trained, side in zip(trained_size, size, strict=True))
     tokens = [max(round(scale * side / patch_size), 1) for side in size]
-    fitted = [max(patch_size * n, trained) for n, trained in zip(tokens, trained_size, strict=True)]
+    height, width = (max(patch_size * n, trained) for n, trained in zip(tokens, trained_size, strict=True))
+    fitted = (height, width)
     if any(side > LARGEST_ASPECT_RATIO * trained for side, trained in zip(fitted, trained_size, strict=True)):
         raise ValueError(
-            f"An image of {size} (height, width) would be {tuple(fitted)} where it covers the model's {trained_size}, "
+            f"An image of {size} (height, width) would be {fitted} where it covers the model's {trained_size}, "
             f"more than {LARGEST_ASPECT_RATIO} times as long. Crop it, or pass `height` and `width` to resize it to."
         )
-    return tuple(fitted)
+    return fitted
 
 
 def check_canvas_side(name: str, side: int, patch_size: int) -> int:
@@ -219,10 +224,8 @@ def parse_padding(padding: int | Sequence[int] | None, patch_size: int) -> tuple
     Raises:
         ValueError: for padding that is negative, not in whole tokens, or not one or four numbers.
     """
-    if padding is None or is_whole_number(padding):
-        sides = (padding or 0,) * 4
-    else:
-        sides = tuple(padding) if isinstance(padding, (Sequence, np.ndarray, torch.Tensor)) else (padding,)
+    is_sequence = isinstance(padding, (Sequence, np.ndarray, torch.Tensor)) and not is_whole_number(padding)
+    sides: tuple[Any, ...] = tuple(cast(Sequence[int], padding)) if is_sequence else (padding or 0,) * 4
     if len(sides) != 4 or not all(is_whole_number(side) for side in sides):
         raise ValueError(f"`padding` must be one number or (left, top, right, bottom), got {padding!r}.")
     left, top, right, bottom = (int(side) for side in sides)

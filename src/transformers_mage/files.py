@@ -1,11 +1,14 @@
 """Files that are whole or not there, fingerprints of what they were made of, and what a folder was made with."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from torch import nn
 from .image_tokens import vq_config_of
 
 NOT_THERE = object()
+LOCK = ".lock"
 
 
 class FolderError(ValueError):
@@ -191,3 +195,72 @@ def explains_full_disk(folder: str | Path) -> Iterator[None]:
             f"There is no room left in {folder}. What was written is complete: make room, and run the same command "
             "again to continue."
         ) from error
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file in a folder, by its path in it, for [`damaged_files`]."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    # Hashing lets other threads run meanwhile.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        hashes = list(pool.map(file_hash, paths))
+    described = zip(paths, hashes, strict=True)
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha} for path, sha in described}
+
+
+def damaged_files(folder: Path, described: Mapping[str, Any], *, read: bool = True) -> dict[str, str]:
+    """
+    What is wrong with the files in a folder, by their path in it.
+
+    Args:
+        described (`Mapping`): what [`describe_files`] said of them when they were whole, or their sizes alone.
+        read (`bool`): compare their hashes too, for which all of them are read.
+    """
+    wrong = {}
+    for name, known in described.items():
+        path, known = folder / name, known if isinstance(known, Mapping) else {"size": known}
+        if not path.is_file():
+            wrong[name] = "is missing"
+        elif path.stat().st_size != known["size"]:
+            wrong[name] = f"has {path.stat().st_size} bytes instead of {known['size']}"
+        elif read and "sha256" in known and file_hash(path) != known["sha256"]:
+            wrong[name] = "has been changed or damaged"
+    return wrong
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """
+    Keeps a folder to this process. The lock ends with the process, whatever ends it.
+
+    Raises:
+        FolderError: if another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Opened without truncation: another process's name must stay readable.
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            # Not `flock`, whose lock forked loading processes would share, and hold on to after this one was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise FolderError(f"{folder} is in use by {owner}. Wait for its end, or take another folder.") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def check_inside(folder: str | Path, name: str, flag: str) -> Path:
+    """
+    The path of `name` in a folder.
+
+    Raises:
+        ValueError: if it lies outside of the folder, naming the `flag` it comes from.
+    """
+    path = Path(folder, name)
+    if Path(os.path.abspath(path)).parent != Path(os.path.abspath(folder)):
+        raise ValueError(f"`{flag}` must be a plain name, without a path, got {name!r}.")
+    return path

@@ -13,7 +13,8 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-ImageSource: TypeAlias = PIL.Image.Image | str | os.PathLike | bytes | BinaryIO | Mapping[str, Any]
+ImageFile: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+ImageSource: TypeAlias = PIL.Image.Image | ImageFile | Mapping[str, Any]
 ImageInput: TypeAlias = PIL.Image.Image | np.ndarray | torch.Tensor | Sequence["ImageInput"]
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -126,9 +127,8 @@ def _resize(pixels: np.ndarray, height: int, width: int, resample: PIL.Image.Res
 def _opened(source: ImageSource) -> PIL.Image.Image:
     if isinstance(source, PIL.Image.Image):
         return source
-    if isinstance(source, Mapping):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
-    return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    file: ImageFile = (source.get("bytes") or source["path"]) if isinstance(source, Mapping) else source
+    return PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _read(name: str, images: ImageInput, channels: int, num_images: int | None = None) -> list[np.ndarray]:

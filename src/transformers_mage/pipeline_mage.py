@@ -37,6 +37,7 @@ from .editing import (
     split_into_windows,
 )
 from .image_inputs import ImageInput, to_tensor
+from .modeling_mage import check_weights
 from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
@@ -205,12 +206,12 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
         canvas_size = self._canvas_size(edit, height, width)
         with evaluation_mode(self.model):
-            canvas, labels = self._prepare(edit, labels, num_images, canvas_size)
+            canvas, batch_labels = self._prepare(edit, labels, num_images, canvas_size)
             self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             decoding = self._decode(
                 self._hide_tokens(canvas, edit, generator),
-                labels,
+                batch_labels,
                 # Blank canvases of a prompt are all alike. Compiled, fewer of them would take graphs of their own.
                 alike=num_images if edit is None and not self._is_compiled else 1,
                 guidance=guidance,
@@ -236,7 +237,8 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     ) -> Iterator[torch.LongTensor]:
         """The tokens, (batch_size, rows, columns), after each step: the last ones without a mask."""
         self._is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
-        grid_size, tokens = tokens.shape[1:], tokens.flatten(1)
+        (rows, columns), tokens = tokens.shape[1:], tokens.flatten(1)
+        grid_size = (rows, columns)
         timesteps = self.scheduler.timesteps.tolist()
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
@@ -300,9 +302,11 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         prompts = _num_prompts(1 if edit is None else len(edit.images), 1 if labels is None else len(labels))
         canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
-        if labels is not None:
-            labels = torch.tensor(labels, device=self._execution_device).expand(prompts).repeat_interleave(num_images)
-        return canvas.repeat(num_images), labels
+        canvas = canvas.repeat(num_images)
+        if labels is None:
+            return canvas, None
+        one_each = torch.tensor(labels, device=self._execution_device).expand(prompts)
+        return canvas, one_each.repeat_interleave(num_images)
 
     def _prepare_canvas(self, prompts: int, edit: Edit | None, size: tuple[int, int]) -> Canvas:
         """What is known of each prompt's image: nothing, or the pixels and tokens of an image amid the padding."""
@@ -375,7 +379,8 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
 
     def _predict_canvas(self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
-        grid_size, window = tuple(tokens.shape[1:]), self.model.config.grid_size
+        rows, columns = tokens.shape[1:]
+        grid_size, window = (rows, columns), self.model.config.grid_size
         if grid_size == window:
             return self.model(input_ids=tokens, class_labels=class_labels).logits
         windows = split_into_windows(tokens, window)
@@ -460,18 +465,11 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         # The meta device, where work is counted, has no values.
         if is_finite.device.type == "meta" or is_finite:
             return
-        broken = [
-            name
-            for name, weight in self.model.named_parameters()
-            if weight.device.type != "meta" and not weight.isfinite().all()
-        ]
-        reason = (
-            f"weights hold NaN or infinite values: {broken[:5]}{' and others' if len(broken) > 5 else ''}. Load an "
-            "undamaged copy"
-            if broken
-            else f"its weights are finite, so they overflow in {self.model.dtype}. Load it with `dtype=torch.float32`"
+        check_weights(self.model)
+        raise ValueError(
+            "The predictions of the model are not finite, though its weights are: they overflow in "
+            f"{self.model.dtype}. Load it with `dtype=torch.float32`."
         )
-        raise ValueError(f"The model's predictions are not finite: {reason}.")
 
 
 @contextmanager

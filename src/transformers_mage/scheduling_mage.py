@@ -172,8 +172,8 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         self.temperature = finite_number("temperature", temperature)
         self.timesteps = torch.arange(self.num_inference_steps - 1, -1, -1)
         self.grid_size = grid_size
-        self._num_masked_at_start = None
-        self._halton_rank = None
+        self._num_masked_at_start: torch.Tensor | None = None
+        self._halton_rank: torch.Tensor | None = None
 
     def step(
         self,
@@ -217,7 +217,10 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
     def plan_step(self, step_index: int, sample: torch.LongTensor) -> StepPlan:
         """What step `step_index` of S depends on, apart from tokens, logits and noise."""
         done = (step_index + 1) / self.num_inference_steps
-        num_masked = self._num_masked_after(step_index, self._num_masked_at_start)
+        at_start = self._num_masked_at_start
+        if at_start is None:
+            at_start = (sample == self.config.mask_token_id).sum(dim=1)
+        num_masked = self._num_masked_after(step_index, at_start)
         return StepPlan(
             num_masked=num_masked if done < 1 else torch.zeros_like(num_masked),
             noise_strength=torch.full((), self._noise_strength_at(done), device=sample.device),
@@ -250,7 +253,7 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         """Compiles the work of a step. `kwargs` are those of `torch.compile`."""
         compiled = torch.compile(type(self).choose_tokens.__get__(self), fullgraph=True, **kwargs)
         # CUDA graphs write the results of every step to the same place.
-        self.choose_tokens = lambda *args: tuple(tokens.clone() for tokens in compiled(*args))
+        self.choose_tokens = lambda *args: tuple(tokens.clone() for tokens in compiled(*args))  # type: ignore[method-assign]
 
     def mask_least_confident(
         self,
@@ -315,16 +318,17 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
 
     def _halton_rank_of(self, sample: torch.LongTensor) -> torch.FloatTensor:
         """(batch_size, sequence_length): when it is each position's turn."""
-        if self._halton_rank is None or self._halton_rank.device != sample.device:
+        rank = self._halton_rank
+        if rank is None or rank.device != sample.device:
             rows, columns = self.grid_size or _square(sample.shape[1])
             if rows * columns != sample.shape[1]:
                 raise ValueError(
                     f"`grid_size` {self.grid_size} has {rows * columns} tokens, the sample {sample.shape[1]}. Pass "
                     "the sample's rows and columns to `set_timesteps`."
                 )
-            rank = halton_order(rows, columns).argsort()
-            self._halton_rank = rank.to(sample.device, torch.float32)
-        return self._halton_rank.expand(sample.shape)
+            rank = halton_order(rows, columns).argsort().to(sample.device, torch.float32)
+            self._halton_rank = rank
+        return rank.expand(sample.shape)
 
     def _num_masked_after(self, step_index: int, at_start: torch.LongTensor) -> torch.LongTensor:
         """How many of the tokens masked `at_start` of each image the schedule masks again, at least one."""
@@ -410,7 +414,7 @@ def halton_order(rows: int, columns: int) -> torch.LongTensor:
         num_points *= 2
 
 
-def _radical_inverse(index: torch.LongTensor, base: int) -> torch.DoubleTensor:
+def _radical_inverse(index: torch.LongTensor, base: int) -> torch.Tensor:
     result, digit_value = torch.zeros(index.shape, dtype=torch.float64), 1.0
     while index.any():
         digit_value /= base
@@ -445,7 +449,7 @@ def rand_tensor(
         ValueError: for a list of another length than the batch, or an accelerator's generator on the CPU.
     """
     device = torch.device(device or "cpu")
-    if not isinstance(generator, (list, tuple)):
+    if not isinstance(generator, Sequence):
         return to_device(_rand_where_generator_is(shape, generator, device), device)
     if len(generator) != shape[0]:
         raise ValueError(f"Pass one generator, or one for each of the {shape[0]} images, got {len(generator)}.")

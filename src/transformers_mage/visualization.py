@@ -11,7 +11,7 @@ import torch
 UNKNOWN_COLOR = 128
 WHITE = 255
 # Smaller images are enlarged to about this many pixels, as long as the picture stays within the width.
-COMFORTABLE_SIDE = 96
+COMFORTABLE_SIDE = 64
 COMFORTABLE_WIDTH = 1200
 
 

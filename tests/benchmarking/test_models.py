@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from transformers_mage import MageForMaskedImageModeling, sample_masks
-from transformers_mage.benchmarking.models import build_model, plain_copy
-from transformers_mage.benchmarking.workloads import Setting, count_flops, decode, encode, features, generate
+from transformers_mage.benchmarking import build_model, count_flops, plain_copy
+from transformers_mage.benchmarking.workloads import Setting, decode, encode, features, generate
 
 # GFLOP an image, counted on the original.
 ORIGINAL_GFLOPS = {

@@ -10,12 +10,14 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from examples.fashion import make_dataset, sweep, train_judge
+from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep, train_judge
+from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
-from examples.fashion.judge import JUNK, FashionJudge, Verdicts
-from examples.fashion.pictures import draw_grid
+from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
 from examples.fashion.scores import fashion_scores, nearest_images
 from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
+from transformers_mage.image_tokens import encode_images
 
 
 def write_idx(path: Path, array: np.ndarray):
@@ -35,17 +37,21 @@ def idx_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def data(idx_dir: Path, tmp_path: Path) -> Path:
+    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_dataset_has_a_split_to_choose_on(idx_dir, tmp_path):
-    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
-
-    dataset = load_from_disk(tmp_path / "data")
+def test_dataset_has_a_split_to_choose_on(data):
+    dataset = load_from_disk(data)
     assert {name: len(split) for name, split in dataset.items()} == {"train": 220, "validation": 20, "test": 20}
     assert dataset["train"].features["label"].names == list(make_dataset.CLASSES)
-    images, labels = load_split(tmp_path / "data", "validation")
+    images, labels = load_split(data, "validation")
     assert images.shape == (20, 1, 28, 28)
     assert torch.equal(images[:, 0, 0, 0], 10 * labels)
 
@@ -106,16 +112,14 @@ def test_verdicts_count_junk_as_not_sure():
     assert verdicts.shares == [0.25, 0, 0, 0.5, 0, 0, 0, 0, 0, 0]
 
 
-def test_judge_is_trained_and_saved(idx_dir, tmp_path):
-    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
-
-    common = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "judge")]
+def test_judge_is_trained_and_saved(data, tmp_path):
+    common = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "judge")]
     train_judge.main([*common, "--num_train_epochs", "1", "--train_batch_size", "64"])
 
     figures = json.loads((tmp_path / "judge" / "results.json").read_text())["test"]
     assert set(figures["sure_of_each_junk"]) == set(JUNK_KINDS)
     judge = FashionJudge.load(tmp_path / "judge" / "model.safetensors")
-    images = load_split(tmp_path / "data", "test")[0]
+    images = load_split(data, "test")[0]
     features, logits = judge(images)
     assert features.shape == (20, 128)
     assert logits.shape == (20, 11)
@@ -149,9 +153,80 @@ def test_sweep_tries_each_setting_once(tmp_path):
     assert sweep.untried(settings, table) == settings[1:]
 
 
-def test_grid_enlarges_and_fills_up_with_white():
-    picture = np.asarray(draw_grid(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), columns=2, scale=3, gap=1))
+def test_fewer_codes_leave_all_else_as_it_is(tokenizer, generator):
+    codes = torch.randn(3, tokenizer.config.latent_channels, generator=generator)
 
-    assert picture.shape == (25, 25)
-    assert picture[:12, :12].max() == 0
-    assert picture[13:, 13:].min() == 255
+    reduced = reduce_codes.with_codes(tokenizer, codes)
+
+    assert reduced.config.num_vq_embeddings == 3
+    kept = {name: value for name, value in tokenizer.state_dict().items() if name != "quantize.embedding.weight"}
+    torch.testing.assert_close({name: reduced.state_dict()[name] for name in kept}, kept)
+    images = torch.randint(0, 256, (5, 1, 4, 4), generator=generator).to(torch.uint8)
+    assert reduce_codes.latents_of(tokenizer, images, batch_size=2).shape == (20, tokenizer.config.latent_channels)
+    assert encode_images(reduced, images.float() / 255).max() < 3
+
+
+@pytest.mark.filterwarnings("ignore:.*are too few for features")
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_a_model_is_scored_drawn_and_described(data, tmp_path, small_config, num_classes):
+    config = MageConfig(**{**small_config.to_dict(), "image_size": 28, "num_classes": num_classes})
+    model = MageForMaskedImageModeling(config).eval()
+    MagePipeline(model, MageScheduler(config.mask_token_id, num_inference_steps=2)).save_pretrained(tmp_path / "model")
+    (tmp_path / "judge").mkdir()
+    FashionJudge().save(tmp_path / "judge" / "model.safetensors")
+    flags = ["--model_name_or_path", tmp_path / "model", "--judge", tmp_path / "judge", "--dataset_name", data]
+    flags += ["--num_images", 20, "--num_inpainted", 16, "--output_dir", tmp_path / "scores"]
+
+    evaluate.main([str(flag) for flag in flags])
+
+    scores = json.loads((tmp_path / "scores" / "samples.json").read_text())
+    assert ("asked_class" in scores) == bool(num_classes)
+    assert scores["fd"] >= 0
+    assert set(json.loads((tmp_path / "scores" / "inpainting.json").read_text())["kept"]) == set(evaluate.HALVES)
+    card = tmp_path / "card"
+    card.mkdir()
+    blocks = (f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("generation", "kinds", "inpainting"))
+    (card / "README.md").write_text("".join(blocks))
+    write_card(card, tmp_path / "scores")
+    assert "| samples |" in (card / "README.md").read_text()
+    assert (card / "pictures" / "samples.png").exists()
+
+
+def test_what_is_scored_is_not_scored_again(tmp_path):
+    file = tmp_path / "part.json"
+
+    first = evaluate.stored(file, lambda evaluation: {"fd": 1.0}, None)
+    second = evaluate.stored(file, lambda evaluation: {"fd": 2.0}, None)
+
+    assert first == second == {"fd": 1.0}
+
+
+def test_bundled_images_are_those_of_the_data_set(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "PICTURE", tmp_path / "sheet.png")
+    monkeypatch.setattr(bundle, "PER_CLASS", 2)
+    bundle.main(["--dataset_name", str(data)])
+
+    images, labels = bundle.load_bundled()
+
+    assert labels.tolist() == sorted(2 * list(range(10)))
+    assert torch.equal(images.flatten(1).float().mean(dim=1), 10.0 * labels)
+
+
+def test_a_few_unseen_images_travel_with_the_example():
+    images, labels = bundle.load_bundled()
+
+    assert images.shape == (300, 1, 28, 28)
+    assert torch.bincount(labels).tolist() == [30] * 10
+    assert bundle.PICTURE.stat().st_size < 200_000
+
+
+def test_the_judge_knows_clothes_from_junk(generator):
+    judge, (images, labels) = FashionJudge.load(), bundle.load_bundled()
+
+    verdicts = judge_images(judge, images)
+    junk = judge_images(judge, make_junk(as_grey(images), labels, generator))
+
+    assert (verdicts.kinds == labels).float().mean() > 0.85
+    assert 0.75 < verdicts.sure < 0.9
+    assert verdicts.junk < 0.05
+    assert junk.sure < 0.05

@@ -91,8 +91,8 @@ def test_combines_as_every_evaluate_metric(batch):
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        (torch.zeros(2, 3), [0, 3], "1 of the `references` are negative or no class"),
-        (torch.zeros(2, 3), [-1, 0], "1 of the `references` are negative or no class"),
+        (torch.zeros(2, 3), [0, 3], "1 of the `references` are negative or not a class"),
+        (torch.zeros(2, 3), [-1, 0], "1 of the `references` are negative or not a class"),
         (torch.tensor([[0.0, torch.nan], [1.0, 0.0]]), [0, 0], "1 of the `predictions` hold NaN"),
         (torch.zeros(2, 3), [-100, -100], "nothing to score"),
         (torch.zeros(2, 3), [0, 1, 2], r"scores of shape \(3, num_classes\)"),

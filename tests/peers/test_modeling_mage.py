@@ -1,7 +1,9 @@
 """transformers' own tests of configurations and models, for all classes, with and without a tokenizer."""
 
+import tempfile
 import unittest
 
+import pytest
 import torch
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
@@ -18,7 +20,8 @@ class MageModelTester:
     is_training = True
     batch_size = BATCH_SIZE
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 2
-    seq_length = 1 + 64
+    # Class token and tokens; masks are of the tokens alone.
+    seq_length, mask_length, num_masks = 1 + 64, 64, 32
 
     def __init__(self, vq_config: dict | None):
         self.vq_config = vq_config
@@ -53,10 +56,25 @@ class ModelTests(ModelTesterMixin):
 
     def setUp(self):
         self.model_tester = MageModelTester(self.vq_config)
-        self.config_tester = ConfigTester(self, config_class=MageConfig, has_text_modality=False, hidden_size=32)
+        self.config_tester = ConfigTester(
+            self, config_class=MageConfig, has_text_modality=False, hidden_size=32, num_attention_heads=2
+        )
 
     def test_config(self):
         self.config_tester.run_common_tests()
+
+    def test_correct_missing_keys(self):
+        """
+        The mixin loads every model from the base model's weights. A classifier may start so; a decoder may not, since
+        it would make images of random weights.
+        """
+        config = self.model_tester.get_config()
+        with tempfile.TemporaryDirectory() as folder:
+            MageModel(config).save_pretrained(folder)
+            _, info = MageForImageClassification.from_pretrained(folder, output_loading_info=True)
+            assert "classifier.weight" in info["missing_keys"]
+            with pytest.raises(ValueError, match="hold an encoder only"):
+                MageForMaskedImageModeling.from_pretrained(folder)
 
     def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)

@@ -53,7 +53,7 @@ def test_loading_by_workers(benchmark, tmp_path):
         (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
         (["--dataloader_num_workers", "3"], "`--batch_size` 2 must be a multiple of `--dataloader_num_workers` 3"),
         (["--jpeg_size", "100"], "`--jpeg_size` takes a height and a width"),
-        (["--device", "abacus"], "`--device abacus` is not there"),
+        (["--device", "abacus"], "`--device abacus` is not available"),
     ],
 )
 def test_what_cannot_be_measured(benchmark, words, message, capsys):

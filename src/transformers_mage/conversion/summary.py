@@ -82,7 +82,7 @@ def next_steps(checkpoint: OriginalCheckpoint, out: Path, has_labels: bool) -> s
 def _part_rows(model: MagePreTrainedModel | VQModel) -> list[tuple[str, ...]]:
     parts = {"": "*"} if isinstance(model, VQModel) else _PARTS
     state = model.state_dict()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for prefix, original in parts.items():
         names = [name for name in state if name.startswith(prefix)]
         weights = [state.pop(name) for name in names]

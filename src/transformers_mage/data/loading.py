@@ -98,15 +98,15 @@ def find_columns(dataset: Dataset | IterableDataset, columns: Columns = USUAL_CO
         DataError: naming the columns that there are, where one is missing.
     """
     names, features = dataset.column_names or [], dataset.features or {}
-    found = {"image": columns.image, "label": columns.label}
-    if columns.image == USUAL_COLUMNS.image:
-        found["image"] = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or columns.image
-    if columns.label == USUAL_COLUMNS.label:
-        found["label"] = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
-    for kind, name in found.items():
+    image, label = columns.image, columns.label
+    if image == USUAL_COLUMNS.image:
+        image = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or image
+    if label == USUAL_COLUMNS.label:
+        label = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
+    for kind, name in (("image", image), ("label", label)):
         if name is not None and name not in names:
             raise DataError(f'The data set has no column "{name}" but {names}: say `--{kind}_column NAME`.')
-    return Columns(**found)
+    return Columns(image, label)
 
 
 def _only_column(usual: tuple[str, ...], names: list[str], features: Mapping[str, Any], kind: type) -> str | None:

@@ -247,6 +247,7 @@ class StreamedSource:
         self.lanes_here = max(loading.num_workers, 1)
         self.num_lanes = self.lanes_here * loading.share.num_processes
         self.first_lane = self.lanes_here * loading.share.process_index
+        self.next_lane = 0
         self.load_state_dicts([{"lanes": [LaneState(lane) for lane in range(self.num_lanes)], "next": 0}])
 
     def states_in_turn(self) -> list[LaneState]:
@@ -259,7 +260,8 @@ class StreamedSource:
 
     def collect(self, examples: Iterator[Example]) -> Batch:
         """A batch of whole images."""
-        views, labels, num_skipped = [], [], 0
+        views: list[torch.Tensor] = []
+        labels, num_skipped = [], 0
         while len(views) < self.loading.batch_size:
             identity, example = next(examples)
             try:

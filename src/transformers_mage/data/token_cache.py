@@ -5,7 +5,7 @@ A cache is a folder with the tokenizer, and for each split a folder with `tokens
 wrote and reads. A shard is whole or not there, so that an interrupted run is simply started again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from diffusers import VQModel
 from ..files import FolderError, check_same, fingerprint, read_json, write_json, written_aside
 from .batches import Batch, DataError, stack_views
 from .images import BrokenImageError
-from .indexed import drawn_views
+from .indexed import BatchedDataset, drawn_views
 from .loading import Columns
 from .views import Crops, ImageViews
 
@@ -132,7 +132,7 @@ def encode_shard(
 
 
 def _decoded(
-    rows: Iterable,
+    rows: Dataset | IterableDataset,
     views: ImageViews,
     columns: Columns,
     seed: tuple[int, ...],
@@ -150,9 +150,9 @@ def _decoded(
         images = batch[columns.image]
         pixels = list(pool.map(decode, images, range(start, start + len(images))))
         start += len(images)
-        whole = [i for i, views_of_image in enumerate(pixels) if views_of_image is not None]
+        whole = {i: views_of_image for i, views_of_image in enumerate(pixels) if views_of_image is not None}
         labels = [batch[columns.label][i] for i in whole] if columns.label else []
-        yield [pixels[i] for i in whole], labels, len(pixels) - len(whole)
+        yield list(whole.values()), labels, len(pixels) - len(whole)
 
 
 def _as_dataset(tokens: list[np.ndarray], labels: list[int] | None) -> Dataset:
@@ -170,7 +170,7 @@ def save_shard(shard: Dataset, folder: Path):
         shard.save_to_disk(aside)
 
 
-class CachedTokens(torch.utils.data.Dataset):
+class CachedTokens(BatchedDataset):
     """
     The rows of a cached split, fetched a batch at a time. Another view is drawn in each epoch.
 

@@ -82,7 +82,7 @@ class _ClassificationMetric(StreamingMetric):
         wrong_labels, wrong_scores = int(invalid.sums["labels"]), int(invalid.sums["scores"])
         if wrong_labels:
             raise ValueError(
-                f"{wrong_labels} of the `references` are negative or no class of the model; "
+                f"{wrong_labels} of the `references` are negative or not a class of the model; "
                 f"mark samples that should not count with {self.ignore_index}."
             )
         if wrong_scores:

@@ -91,11 +91,11 @@ class Evaluator:
         """The metrics `names`, fed with both sides; each image passes through the network once."""
         metrics = {name: METRICS[name](**self.metric_options) for name in names}
         sides = {"predictions": ("samples", samples), "references": ("references", references)}
-        is_image = any(isinstance(source, ImageSource) for _, source in sides.values())
-        network = FeatureNetwork(self.network()) if is_image else None
+        network = None
         for side, (name, source) in sides.items():
             takers = [metric for metric in metrics.values() if side in metric.features]
             if takers and isinstance(source, ImageSource):
+                network = network or FeatureNetwork(self.network())
                 self.read(source, name, partial(_add_images, network, takers, side))
             elif takers and source is not None:
                 self.inputs[name] = {"path": source.path}

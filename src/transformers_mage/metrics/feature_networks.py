@@ -44,7 +44,9 @@ class FeatureNetwork:
     def __init__(self, network: str | Callable[[Tensor], Any] = "inception"):
         if isinstance(network, str) and network != "inception":
             raise ValueError(f'`feature_network` should be "inception" or a callable; got "{network}".')
-        self.network = network.eval() if isinstance(network, nn.Module) else network
+        if isinstance(network, nn.Module):
+            network.eval()
+        self.network = None if isinstance(network, str) else network
 
     @torch.no_grad()
     def __call__(self, inputs: Any) -> FeatureBatch:
@@ -52,7 +54,7 @@ class FeatureNetwork:
 
         Args:
             inputs: images of shape `(N, C, H, W)`, features (or, for the Inception Score, logits) of shape `(N, D)`,
-                or a [`FeatureBatch`], which is returned as it is.
+                or a [`FeatureBatch`], which is returned unchanged.
         """
         if isinstance(inputs, FeatureBatch):
             return inputs
@@ -61,16 +63,15 @@ class FeatureNetwork:
             return FeatureBatch(inputs, inputs, content_hash(inputs))
         if inputs.ndim != 4:
             raise ValueError(f"Expected images (N, C, H, W) or features (N, D); got the shape {tuple(inputs.shape)}.")
-        if self.network == "inception":
-            self.network = InceptionFeatures()
-        features, logits = self._outputs(inputs)
+        self.network = self.network or InceptionFeatures()
+        features, logits = self._outputs(self.network, inputs)
         return FeatureBatch(features, logits, content_hash(inputs).to(features.device))
 
-    def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.network, nn.Module):
-            parameter = next(self.network.parameters(), None)
+    def _outputs(self, network: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(network, nn.Module):
+            parameter = next(network.parameters(), None)
             images = images if parameter is None else images.to(parameter.device)
-        outputs = self.network(images)
+        outputs = network(images)
         if isinstance(outputs, Mapping):
             outputs = (outputs["pooler_output"], outputs.get("logits"))
         features, logits = outputs if isinstance(outputs, tuple | list) else (outputs, outputs)
@@ -94,7 +95,7 @@ def _with_channels(images: Tensor, num_channels: int) -> Tensor:
 
 
 class InceptionFeatures(nn.Module):
-    """The Inception network that published FID, IS and KID figures use, as torch-fidelity ported it from TensorFlow.
+    """The Inception network that published FID, IS and KID scores use, as torch-fidelity ported it from TensorFlow.
 
     Nothing is downloaded: the weights come from `weights_path`, or from where torch-fidelity itself would have put
     them.

@@ -55,7 +55,7 @@ class _GenerationMetric(StreamingMetric):
         """Add a batch to one side's statistics."""
         self.statistics[side].update(batch.features)
 
-    def gather(self) -> dict[str, Statistics] | None:
+    def gather(self) -> dict[str, Any] | None:
         statistics = super().gather()
         return None if statistics is None else statistics | self._fixed
 
@@ -122,7 +122,7 @@ class FrechetInceptionDistance(_GenerationMetric):
 
 
 def _check_moments(side: str, statistics: GaussianStatistics) -> None:
-    if statistics.mean is None or statistics.count == 1:
+    if statistics.is_empty or statistics.count == 1:
         raise ValueError(f"FID needs at least two samples on each side; got {statistics.count} {side}.")
     if not (statistics.mean.isfinite().all() and statistics.scatter.isfinite().all()):
         raise ValueError(f"The features of the {side} hold NaN or infinity.")
@@ -232,12 +232,12 @@ class _ReservoirMetric(_GenerationMetric):
 class KernelInceptionDistance(_ReservoirMetric):
     r"""KID: the squared maximum mean discrepancy under the kernel :math:`(x^\top y / D + 1)^3` (arXiv 1801.01401).
 
-    Unlike FID it is unbiased at any number of samples. The usual figure is a mean over random subsets, which
-    approximates the estimate over all pairs of samples; this is that estimate itself, over up to `max_samples` samples
-    a side, with the spread over subsets beside it. Which samples are kept follows from their content, so that
-    memory is constant and any order, batching and split over processes give the same result; equal images are kept or
-    left out together. (The third moments with
-    which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for Inception.)
+    Unlike FID it is unbiased at any number of samples. The usual estimate is a mean over random subsets,
+    which approximates the one over all pairs of samples; this is the latter, over up to `max_samples` samples a side,
+    with the spread over subsets. Which samples are kept follows from their content, so that memory is constant and any
+    order, batching and split over processes give the same result; equal images are kept or left out together. (The
+    third moments with which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for
+    Inception.)
 
     Takes what [`FrechetInceptionDistance`] takes. `compute` returns `{"kid": estimate, "kid_std": spread}`. Slightly
     negative estimates are in the nature of an unbiased one.
@@ -282,7 +282,7 @@ def polynomial_mmd(x: Tensor, y: Tensor, description: str | None = None) -> Tens
     With a `description` it shows its progress.
     """
     between = _kernel_sum(x, y, description) / (len(x) * len(y))
-    within = 0
+    within = torch.zeros_like(between)
     for z in (x, y):
         diagonal = (z.square().mean(dim=1) + 1).pow(3).sum()
         within += (_kernel_sum(z, z, description) - diagonal) / (len(z) * (len(z) - 1))
@@ -320,7 +320,7 @@ class PrecisionRecall(_ReservoirMetric):
 
     Args:
         feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`]. The
-            paper uses VGG-16; figures of different networks do not compare.
+            paper uses VGG-16; scores by different networks do not compare.
         num_neighbors (`int`, *optional*, defaults to 3): k.
         max_samples (`int`, *optional*): keep only so many samples a side, to bound memory and time.
         kwargs: those of [`StreamingMetric`].

@@ -3,7 +3,7 @@
 import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import evaluate
 import torch
@@ -38,7 +38,8 @@ class StreamingMetric(evaluate.Metric):
 
     description = ""
     citation = ""
-    inputs: Features | list[Features]
+    inputs: ClassVar[Features | list[Features]]
+    statistics: dict[str, Any]
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class StreamingMetric(evaluate.Metric):
         return max(self._seen.values())
 
     @abstractmethod
-    def new_statistics(self) -> dict[str, Statistics]:
+    def new_statistics(self) -> Mapping[str, Statistics]:
         """Empty statistics, by name."""
 
     @abstractmethod
@@ -80,12 +81,12 @@ class StreamingMetric(evaluate.Metric):
         """Add a batch, of which one side may be `None`, to `self.statistics`."""
 
     @abstractmethod
-    def score(self, **statistics: Statistics) -> dict[str, float]:
+    def score(self, *args: Any, **statistics: Any) -> dict[str, float]:
         """The result, from the merged statistics of all processes."""
 
     def reset(self) -> None:
         """Forget all samples."""
-        self.statistics = self.new_statistics()
+        self.statistics = dict(self.new_statistics())
         self._seen = {"predictions": 0, "references": 0}
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
@@ -103,7 +104,7 @@ class StreamingMetric(evaluate.Metric):
         batch = {"predictions": prediction, "references": reference}
         self.add_batch(**{k: None if v is None else torch.as_tensor(v)[None] for k, v in batch.items()}, **kwargs)
 
-    def gather(self) -> dict[str, Statistics] | None:
+    def gather(self) -> dict[str, Any] | None:
         """The merged statistics of all processes, on process 0; `None` on the others, which must call it too."""
         if self.num_process == 1:
             return self.statistics
@@ -118,8 +119,8 @@ class StreamingMetric(evaluate.Metric):
         payloads = exchange.compute(statistics=[save(state)])
         return None if payloads is None else self._merged([load(payload) for payload in payloads])
 
-    def _merged(self, states: list[dict[str, Tensor]]) -> dict[str, Statistics]:
-        merged = self.new_statistics()
+    def _merged(self, states: list[dict[str, Tensor]]) -> dict[str, Any]:
+        merged = dict(self.new_statistics())
         for state in states:
             for name, item in self.new_statistics().items():
                 prefix = f"{name}."

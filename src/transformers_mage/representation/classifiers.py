@@ -77,15 +77,14 @@ def image_shape(config: MageConfig, image_size: int | None = None) -> tuple[int,
     Channels, height and width of a model's images, or of square ones of another size.
 
     Raises:
-        ValueError: for a size that makes no whole tokens.
+        ValueError: for a size that is not a number of whole tokens.
     """
-    rows, columns = config.grid_size
-    height, width = rows * config.patch_size, columns * config.patch_size
+    height, width = config.image_height_width
     if image_size is not None:
         if image_size < 1 or image_size % config.patch_size:
             raise ValueError(f"`--image_size` must be a multiple of {config.patch_size}, got {image_size}.")
         height = width = image_size
-    return config.vq_config.get("in_channels", 3), height, width
+    return config.num_channels, height, width
 
 
 def processor_of(images: LabelledImages, config: MageConfig, normalize: bool = False) -> CLIPImageProcessorPil:
@@ -109,13 +108,14 @@ def probe_as_classifier(
     """
     values = {"num_hidden_layers": feature.layer, "classifier_pooling": feature.pooling, "classifier_batch_norm": True}
     config = MageConfig(**{**encoder.config.to_dict(), **values, **_labels(class_names)})
-    model = _without_tokenizer(config)
+    with encoder.device:
+        model = _without_tokenizer(config)
     kept = {name for name, _ in model.mage.named_parameters() if not name.startswith("layernorm.")}
     weights = {name: tensor for name, tensor in encoder.state_dict().items() if name in kept}
     model.mage.load_state_dict(weights, strict=False)
     model.batch_norm.load_state_dict(probe.batch_norm.state_dict())
     model.classifier.load_state_dict(probe.classifier.state_dict())
-    return _with_tokenizer(model, encoder.vqvae, config).to(encoder.device).eval()
+    return _with_tokenizer(model, encoder.vqvae, config).eval()
 
 
 def classifier_of(
@@ -138,14 +138,7 @@ def _with_tokenizer(
     return model
 
 
-def save_classifier(
-    model: MageForImageClassification, processor: CLIPImageProcessorPil, folder: str | Path, **kwargs: Any
-):
-    """
-    Writes the folder that `AutoModelForImageClassification` and `pipeline("image-classification")` load.
-
-    Args:
-        kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
-    """
-    model.save_pretrained(folder, **kwargs)
-    processor.save_pretrained(folder, **kwargs)
+def save_classifier(model: MageForImageClassification, processor: CLIPImageProcessorPil, folder: str | Path):
+    """Writes the folder that `AutoModelForImageClassification` and `pipeline("image-classification")` load."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

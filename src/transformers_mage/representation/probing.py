@@ -103,7 +103,7 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """
     The optimum of multinomial logistic regression on standardised features: mean cross-entropy plus
-    `penalty / 2 * |weight|^2`. Found by L-BFGS with whole batches, wherever the features are.
+    `penalty / 2 * |weight|^2`. Found by L-BFGS over all images at once, wherever the features are.
 
     Args:
         features (`torch.Tensor` of shape `(num_images, hidden_size)`): frozen features.
@@ -157,7 +157,7 @@ def choose_penalty(
         logits = probe(held_out[0])
         accuracy = (logits.argmax(dim=1) == held_out[1]).float().mean()
         scores[penalty] = (accuracy.item(), -F.cross_entropy(logits, held_out[1]).item())
-    return max(scores, key=scores.get)
+    return max(scores, key=scores.__getitem__)
 
 
 @torch.no_grad()
@@ -237,6 +237,7 @@ def fit_best_probe(
         counts = torch.bincount(labels, minlength=num_labels)
         penalty = 1 / len(labels)
         if counts[counts > 0].min() >= 10:
-            kept, held_out = (torch.from_numpy(rows).to(labels.device) for rows in hold_out(labels.cpu(), 0.2, seed))
+            split = hold_out(labels.tolist(), 0.2, seed)
+            kept, held_out = (torch.from_numpy(rows).to(labels.device) for rows in split)
             penalty = choose_penalty(features[kept], labels[kept], num_labels, (features[held_out], labels[held_out]))
     return fit_linear_probe(features, labels, num_labels, penalty)

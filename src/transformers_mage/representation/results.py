@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from ..files import write_json, write_text
 from ..hub.cards import markdown_table, percent
@@ -38,7 +39,7 @@ class Result:
 
     @classmethod
     def of(
-        cls, arguments: ClassificationArguments, classifier: str, num_train: int, scores: dict[str, float]
+        cls, arguments: ClassificationArguments, classifier: str, num_train: int, scores: dict[str, Any]
     ) -> "Result":
         return cls(str(arguments.dataset_name), classifier, arguments.subset_name, arguments.seed, num_train, **scores)
 

@@ -24,7 +24,7 @@ class ClassificationScores:
 
     def __init__(self):
         self.metrics = (Accuracy(), Top5Accuracy(), MeanPerClassAccuracy())
-        self.loss = self.num_images = 0
+        self.loss, self.num_images = torch.zeros(()), torch.zeros((), dtype=torch.long)
 
     def add(self, logits: torch.Tensor, labels: torch.LongTensor):
         """Scores of shape `(num_images, num_labels)`; classes, or -100 for what does not count."""
@@ -38,7 +38,7 @@ class ClassificationScores:
         """`accuracy`, `top_5_accuracy`, `mean_per_class_accuracy`, `loss` and `num_images`."""
         results = {"loss": float(self.loss / self.num_images), "num_images": int(self.num_images)}
         for metric in self.metrics:
-            results |= metric.compute()
+            results |= metric.compute() or {}
         return results
 
 

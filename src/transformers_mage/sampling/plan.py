@@ -99,6 +99,8 @@ def _read_labels(config: MageConfig, path: Path, num_images: int) -> np.ndarray:
 def _label_of(config: MageConfig, text: str, place: str) -> int:
     label = int(text) if text.lstrip("-").isdigit() else text
     try:
-        return resolve_class_labels(config, [label])[0]
+        labels = resolve_class_labels(config, [label])
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+    assert labels is not None
+    return labels[0]

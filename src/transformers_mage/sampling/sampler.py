@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..pipeline_mage import MagePipeline
+from ..pipeline_mage import MagePipeline, MagePipelineOutput
 from .plan import ClassPlan, batches_of, generator_of
 from .writers import SampleWriter
 
@@ -37,18 +37,19 @@ class Sampler:
     def __call__(self, indices: Sequence[int]) -> np.ndarray:
         """Images `indices`: (batch_size, height, width, channels) uint8."""
         labels = self.classes[indices]
-        tokens = self.pipe(
+        output = self.pipe(
             num_images=len(indices) if labels is None else 1,
             class_labels=labels,
             generator=[generator_of(self.seed, index) for index in indices],
             output_type="latent",
             **self.options,
-        ).images
+        )
+        tokens = torch.as_tensor(cast(MagePipelineOutput, output).images)
         # Always as many at once: another shape is rounded otherwise, and hardly an image of 200,000 values would have
         # all of them the same after that.
         padded = torch.cat([tokens, tokens[:1].expand(-len(tokens) % NUM_DECODED_AT_ONCE, -1, -1)])
-        pixels = [self.pipe.model.decode_image_tokens(part) for part in padded.split(NUM_DECODED_AT_ONCE)]
-        pixels = torch.cat(pixels)[: len(tokens)].float().clamp(0, 1)
+        decoded = [self.pipe.model.decode_image_tokens(part) for part in padded.split(NUM_DECODED_AT_ONCE)]
+        pixels = torch.cat(decoded)[: len(tokens)].float().clamp(0, 1)
         return (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def write_missing(self, writer: SampleWriter, batch_size: int, state: PartialState) -> int:

@@ -1,13 +1,14 @@
 """What every training script can be told."""
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from accelerate import Accelerator
 
 from ..command_line import argument
 from ..data.arguments import DataArguments
 from ..data.batches import Loading, Share
+from ..hub.publishing import HUB_STRATEGIES, Publication
 
 
 @dataclass
@@ -50,22 +51,34 @@ class TrainingArguments(DataArguments):
     resume_from_checkpoint: str | None = argument(None, 'A checkpoint\'s folder, or "latest" of `output_dir`.')
     logging_steps: int = argument(20, "Updates between logged metrics.")
     report_to: str = argument("tensorboard", 'Trackers, with commas between them, or "none".')
-    push_to_hub: bool = argument(False, "Push the trained model.")
+    push_to_hub: bool = argument(False, "Push the trained model, with its card and its code.")
     hub_model_id: str | None = argument(None, "Repository to push to; by default the name of `output_dir`.")
+    hub_strategy: str = argument(
+        "end",
+        "Push at the `end` only, or with `every_save` of a checkpoint the model so far; `checkpoint` and "
+        "`all_checkpoints` push the last or all of them too, to resume from elsewhere.",
+        choices=list(HUB_STRATEGIES),
+    )
+    hub_private_repo: bool | None = argument(None, "Whether a repository that is created is private.")
+    with_code: bool = argument(False, "Let the folder carry the code that loads it without this package.")
 
     def check(self):
         super().check()
-        positive = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
-        positive += ("checkpoints_total_limit", "shuffle_window")
-        for name in positive:
+        batches = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "shuffle_window")
+        for name in (*batches, "logging_steps", "checkpoints_total_limit"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
 
     @property
-    def hub_options(self) -> dict[str, Any]:
-        """What `save_pretrained` is told about the Hub."""
-        name = {"repo_id": self.hub_model_id} if self.hub_model_id else {}
-        return {"push_to_hub": self.push_to_hub, **name}
+    def publication(self) -> Publication:
+        """Where the trained model goes."""
+        name = self.hub_model_id or Path(self.output_dir).resolve().name
+        return Publication(
+            name if self.push_to_hub else None,
+            self.hub_strategy,
+            private=self.hub_private_repo,
+            with_code=self.with_code,
+        )
 
     def loading(self, accelerator: Accelerator) -> Loading:
         """How a process loads its batches."""

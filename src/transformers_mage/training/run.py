@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import signal
 import time
 from collections import deque
@@ -13,16 +14,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
+from ..files import FolderError, locked, write_text
 from .arguments import TrainingArguments
-from .checkpointing import Progress, changed_settings, find_checkpoint, load_states, save_checkpoint
+from .checkpointing import Progress, changed_settings, find_checkpoint, load_checkpoint, save_checkpoint
 from .optimization import create_optimizer, create_scheduler, num_updates
+from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
 from .tracking import Averages, Metric, peak_flops
 
 logger = get_logger(__name__)
@@ -41,9 +45,6 @@ class NonFiniteLossError(RuntimeError):
     """A loss that is infinite or NaN, so that nothing after it is worth keeping."""
 
 
-# Flags that may differ between a checkpoint and its continuation without a word.
-UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
-UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
 # Asking all processes and the device whether something is wrong makes an accelerator wait.
 MICRO_BATCHES_BETWEEN_SYNCS = 10
 
@@ -66,6 +67,7 @@ class TrainingRun:
         accelerator: Accelerator,
         flops_per_image: float | None = None,
     ):
+        check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
         self.arguments = arguments
         self.source = source
         self.accelerator = accelerator
@@ -74,6 +76,7 @@ class TrainingRun:
         self.ema: EMAModel | None = None
         self.averages = Averages(accelerator)
         self.every: list[tuple[int, Callable[[], None]]] = []
+        self.after_saving: list[Callable[[], None]] = []
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
         on_host = accelerator.device.type == "cpu"
         accumulation = accelerator.gradient_accumulation_steps
@@ -82,6 +85,7 @@ class TrainingRun:
         self.recent: deque[tuple[int, Batch]] = deque(maxlen=micro_batches)
         self.losses: deque[torch.Tensor] = deque(maxlen=micro_batches)
         self.batch_start = 0
+        self.folder_lock = contextlib.ExitStack()
         self.interrupted_by: int | None = None
         self.skipped_here = 0
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -125,10 +129,17 @@ class TrainingRun:
             self.every.append((steps, function))
 
     def start(self):
-        """Resumes where that is asked for, saves the recipe and opens the trackers."""
+        """
+        Resumes where that is asked for, saves the recipe and opens the trackers.
+
+        Raises:
+            FolderError: if the folder is in use, or the checkpoint cannot be resumed from.
+        """
         arguments = self.arguments
+        if self.accelerator.is_main_process:
+            self.folder_lock.enter_context(locked(Path(arguments.output_dir)))
         if arguments.resume_from_checkpoint:
-            self._resume()
+            self._resume(arguments.resume_from_checkpoint)
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
@@ -146,27 +157,44 @@ class TrainingRun:
         self.model.train()
 
     def _truncate_metrics(self):
-        """Drops what a killed run logged after the checkpoint, or all of an earlier run."""
+        """Drops what a killed run logged after the checkpoint, and lines that a full disk cut."""
         file = Path(self.arguments.output_dir, "metrics.jsonl")
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.step))
+        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+        kept = [line for line in lines if _step_of(line) <= self.progress.step]
+        write_text(file, "".join(f"{line}\n" for line in kept))
 
-    def _resume(self):
-        checkpoint = find_checkpoint(self.arguments.resume_from_checkpoint, self.arguments.output_dir)
+    def _resume(self, name: str):
+        checkpoint = self._find_checkpoint(name)
         if checkpoint is None:
             logger.warning(f"There is no checkpoint in {self.arguments.output_dir}: starting from the beginning.")
             return
         changed = changed_settings(checkpoint, self._settings())
+        check_changes(checkpoint, changed)
         for name, (then, now) in changed.items():
             logger.warning(f"Resuming with another {name} than before: {then} became {now}.")
         if "num_processes" in changed:
             logger.warning("The processes share out anew what the epoch has left; dropout and crops will differ.")
-        self.accelerator.load_state(str(checkpoint))
+        with kept_hyperparameters(self.optimizer, self.scheduler):
+            states = load_checkpoint(self.accelerator, checkpoint)
         self.accelerator.step = 0
-        states = load_states(checkpoint)
+        if self.ema is not None:
+            self.ema.decay = self.arguments.ema_decay
         if states:
             self.source.load_state_dicts(states)
         logger.info(f"Resuming {checkpoint} after {self.progress.step} updates, {self.progress.samples_seen} images.")
+
+    def _find_checkpoint(self, name: str) -> Path | None:
+        """[`find_checkpoint`] of the main process, which alone reads all files, told to the others."""
+        found: list[Path | FolderError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                found = [find_checkpoint(name, self.arguments.output_dir)]
+            except FolderError as error:
+                found = [error]
+        (checkpoint,) = broadcast_object_list(found)
+        if isinstance(checkpoint, FolderError):
+            raise checkpoint
+        return checkpoint
 
     def _settings(self) -> dict[str, Any]:
         flags = {name: value for name, value in as_flat_dict(self.arguments).items() if name not in UNIMPORTANT}
@@ -278,8 +306,8 @@ class TrainingRun:
         raise NonFiniteLossError(f"The loss is not finite {where}. The checkpoints before it are untouched.")
 
     def save(self) -> bool:
-        """Writes a checkpoint; see [`save_checkpoint`]."""
-        return save_checkpoint(
+        """Writes a checkpoint, see [`save_checkpoint`], and does what follows each of them."""
+        is_saved = save_checkpoint(
             self.accelerator,
             self.arguments.output_dir,
             self.progress.step,
@@ -287,11 +315,14 @@ class TrainingRun:
             self.arguments.checkpoints_total_limit,
             self.source.state_dict(),
         )
+        for function in self.after_saving if is_saved else ():
+            function()
+        return is_saved
 
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
         metrics = self.averages.pop()
-        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics["learning_rate"] = float(self.scheduler.get_last_lr()[0])
         speed = (self.progress.samples_seen - seen) / (now - then)
         metrics["images_per_second"] = speed
         peak = peak_flops(self.accelerator.device)
@@ -349,14 +380,25 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.copy_to(self.trained_parameters())
         state = self.accelerator.get_state_dict(self.model)
+        self.folder_lock.close()
         return state if self.accelerator.is_main_process else None
+
+
+def _step_of(line: str) -> float:
+    """The update that a line of metrics is of; infinite for what is not such a line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 class MovingAverage(EMAModel):
     """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
 
+    shadow_params: list[torch.Tensor]
+
     def state_dict(self) -> dict[str, Any]:
-        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in self.shadow_params]
+        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self.shadow_params]
         return super().state_dict() | {"shadow_params": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]):
@@ -368,9 +410,9 @@ class MovingAverage(EMAModel):
 def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """`tensor` where `other` is, and sharded as it is."""
     tensor = tensor.to(other.device)
-    if not hasattr(other, "full_tensor"):
+    if not isinstance(other, DTensor):
         return tensor
-    return torch.distributed.tensor.distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def create_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -379,6 +421,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
 
     Raises:
         ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
+        OSError: if the model is to be pushed and that cannot be.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
@@ -403,6 +446,9 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
                 f"{accelerator.num_processes} processes with `--train_batch_size` {arguments.train_batch_size}."
             )
         accelerator.gradient_accumulation_steps = arguments.total_batch_size // micro_batch
+    if accelerator.is_main_process:
+        # Before a month of training rather than after it.
+        arguments.publication.check()
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator

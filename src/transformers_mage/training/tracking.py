@@ -54,9 +54,9 @@ def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 
     The loss, sorted into buckets of the masking ratio between 0.5 and 1, by the micro-batch's mean ratio. Every bucket
     is there; all but one have no weight.
     """
-    ratio = masks.num_masked / masks.bool_masked_pos.numel()
+    ratio = (masks.num_masked or 0) / masks.bool_masked_pos.numel()
     bucket = min(max(int((ratio - 0.5) * 2 * num_buckets), 0), num_buckets - 1)
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for i in range(num_buckets):
         low, high = 50 + 50 * i // num_buckets, 50 + 50 * (i + 1) // num_buckets
         weight = float(i == bucket)
@@ -86,7 +86,7 @@ def expected_masks(config: MageConfig, batch_size: int) -> MageMasks:
     """Masks of the mean ratio, on the default device."""
     length = config.sequence_length
     ratio = min(max(config.mask_ratio_mean, config.mask_ratio_min), config.mask_ratio_max)
-    num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * config.drop_ratio)
+    num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * (config.drop_ratio or 0))
     positions = torch.arange(length).expand(batch_size, length)
     return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size)
 
