@@ -25,7 +25,7 @@ from transformers_mage.image_tokens import PIXEL_RANGE
 from transformers_mage.metrics import (
     METRICS,
     Evaluator,
-    ImageSource,
+    ImageCollection,
     InceptionScore,
     SavedStatistics,
     Side,
@@ -132,13 +132,13 @@ def open_side(args: EvaluationArguments, path: str | None, split: str | None) ->
         return None
     if is_statistics_file(path):
         return SavedStatistics.open(path, args.feature_network)
-    return ImageSource(samples_path(path), split, args.image_column, args.resolution)
+    return ImageCollection(samples_path(path), split, args.image_column, args.resolution)
 
 
 def evaluate_tokenizer(args: EvaluationArguments, evaluator: Evaluator) -> dict[str, float]:
     tokenizer = load_tokenizer(args.tokenizer).to(evaluator.state.device)
-    mode = "L" if tokenizer.config.in_channels == 1 else "RGB"
-    source = ImageSource(args.references, args.references_split, args.image_column, args.resolution, mode)
+    channels = tokenizer.config.in_channels
+    source = ImageCollection(args.references, args.references_split, args.image_column, args.resolution, channels)
     return evaluator.score_tokenizer(tokenizer, source, args.pixel_range)
 
 

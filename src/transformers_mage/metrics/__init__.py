@@ -41,7 +41,7 @@ __getattr__, __all__ = lazy_front(
             "load_feature_network",
         ],
         "generation": ["FrechetInceptionDistance", "InceptionScore", "KernelInceptionDistance", "PrecisionRecall"],
-        "images": ["ImageSource"],
+        "images": ["ImageCollection"],
         "reconstruction": [
             "CodeUsage",
             "PeakSignalNoiseRatio",

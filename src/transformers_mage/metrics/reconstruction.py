@@ -215,6 +215,7 @@ class TokenizerScores:
         usage = self.usage.compute()
         if usage is None:
             return None
-        scores = {name: value for result in paired for name, value in result.items()}
-        scores |= {f"rfid ({name})" if name else "rfid": result["fid"] for name, result in distances.items()}
-        return scores | usage
+        scores = {name: value for result in [*paired, usage] for name, value in (result or {}).items()}
+        for name, result in distances.items():
+            scores[f"rfid ({name})" if name else "rfid"] = (result or {})["fid"]
+        return scores
