@@ -3,10 +3,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: test lint types demo digits ablation emoji clean
+.PHONY: test test-faults lint types demo digits ablation emoji clean
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+# Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
