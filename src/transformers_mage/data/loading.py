@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import datasets
@@ -67,8 +68,9 @@ def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
     """
     try:
         dataset = _load_any(spec)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {error}') from error
+    except (OSError, ValueError, KeyError, TarError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {reason}') from error
     if spec.limit is None:
         return dataset
     return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))

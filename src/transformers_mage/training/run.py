@@ -25,7 +25,7 @@ from .checkpointing import Progress, changed_settings, checkpoints, find_checkpo
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
 from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
-from .tracking import Averages, Metric, MetricsFile, peak_flops
+from .tracking import Averages, Metric, MetricsFile, bfloat16_slowdown, peak_flops
 
 logger = get_logger(__name__)
 
@@ -445,6 +445,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         raise ValueError(
             "fp16 needs a GPU: Accelerate would compute in float32. Say `--mixed_precision bf16` or `no`."
         )
+    _warn_of_slow_bfloat16(accelerator)
     micro_batch = arguments.train_batch_size * accelerator.num_processes
     if arguments.total_batch_size:
         if arguments.total_batch_size % micro_batch:
@@ -459,3 +460,16 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
+
+
+@torch.no_grad()
+def _warn_of_slow_bfloat16(accelerator: Accelerator):
+    if accelerator.mixed_precision != "bf16" or accelerator.device.type != "cpu":
+        return
+    with torch.random.fork_rng():
+        slowdown = bfloat16_slowdown(accelerator.device)
+    if slowdown > 1.5:
+        logger.warning(
+            f"bfloat16 takes {slowdown:.1f} times as long as float32 on this processor, measured just now: "
+            "`--mixed_precision no` is faster."
+        )
