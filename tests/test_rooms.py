@@ -11,13 +11,14 @@ from tests.in_process import ROOT
 PACKAGE = "transformers_mage"
 SOURCE = ROOT / "src" / PACKAGE
 # The house's foundations; what else lies flat in the package's top is the model.
-FOUNDATIONS = ("command_line", "files", "lazy", "progress")
-MODEL = {"model", "files", "lazy", "progress"}
+FOUNDATIONS = ("command_line", "files", "lazy", "processes", "progress")
+MODEL = {"model", *FOUNDATIONS[1:]}
 BELOW = {
     "command_line": {"files"},
     # Fingerprints know what of a tokenizer's configuration counts.
     "files": {"model"},
     "lazy": set(),
+    "processes": set(),
     "progress": set(),
     "model": set(),
     "data": {*MODEL, "command_line"},

@@ -13,6 +13,7 @@ def benchmark():
     return load_script("benchmark")
 
 
+@pytest.mark.slow
 def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
     files = ["--json", tmp_path / "results.json", "--markdown", tmp_path / "tables.md"]
     benchmark([*TINY, "--repetitions", "2", "--compare", "plain", *files])

@@ -12,6 +12,7 @@ from ..configuration_mage import MageConfig
 from ..data.images import evaluation_processor, open_image
 from ..data.labelled_images import LabelledImages
 from ..files import FolderError
+from ..hub_folders import model_folder
 from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel, check_weights
 from .extraction import Feature
 from .probing import ProbeHead
@@ -48,7 +49,7 @@ def load_classifier(name_or_path: str, class_names: Sequence[str], **values: Any
 def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: Any) -> tuple[Any, list[str]]:
     """A model with its tokenizer, and the names of its new parameters, which may be a classifier's only."""
     try:
-        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+        model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
         check_weights(model)
     except (OSError, ValueError, RuntimeError) as error:
         raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error
