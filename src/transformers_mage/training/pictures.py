@@ -36,8 +36,12 @@ def sample_tokens(
 def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:
     """A grid of the images that `tokens`, of shape `(num_images, sequence_length)`, stand for."""
     pixels = decode_images(tokenizer, tokens.to(tokenizer.device).unflatten(1, grid_size))
-    images = numpy_to_pil(pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
-    return draw_grid(images, columns)
+    return draw_grid(to_images(pixels), columns)
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Images of pixels, of shape `(num_images, channels, height, width)`, in [0, 1]."""
+    return numpy_to_pil(pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
 
 
 def save_picture(image: Image.Image, name: str, step: int, output_dir: str | Path, accelerator: Accelerator):

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import VQModel
-from diffusers.utils import make_image_grid, numpy_to_pil
 from PIL import Image
 from torch import Tensor, nn
 
 from ...image_tokens import decode_images, encode_images
+from ...visualization import draw_grid
+from ..pictures import to_images
 
 
 class HeldOutImages:
@@ -63,6 +64,5 @@ class HeldOutImages:
         pixels = self.images[: columns * rows].to(self.device).float() / 255
         made = decode_images(tokenizer, encode_images(tokenizer, pixels)).clamp(0, 1)
         lines = [part for pair in zip(pixels.split(columns), made.split(columns), strict=True) for part in pair]
-        whole = torch.cat([line for line in lines if len(line) == columns])
-        images = numpy_to_pil(whole.permute(0, 2, 3, 1).cpu().numpy())
-        return make_image_grid(images, len(images) // columns, columns)
+        whole = [line for line in lines if len(line) == columns]
+        return draw_grid(to_images(torch.cat(whole)), columns)
