@@ -1,7 +1,7 @@
 """
 Exports a model to ONNX, for runtimes without PyTorch: its encoder, for features, and one step of decoding.
 
-    pip install "transformers-mage[export]"
+    pip install "transformers-mage[deployment]"
     python scripts/export.py --model_name_or_path model_cards/mage-digits --output_dir exported
 
 transformers' own exporter does it. Batches may have any size; images have the model's. Each graph is compared with the

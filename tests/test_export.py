@@ -99,7 +99,7 @@ def test_compiled_whole(model, what):
 @torch.no_grad()
 @WHAT
 def test_onnx(model, what, tmp_path):
-    """Skipped without the extra `export`."""
+    """Skipped without the extra `deployment`."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     module, inputs = what(model, 3)

@@ -54,7 +54,7 @@ def read_edit(
     patch_size: int,
 ) -> Edit | None:
     """
-    The arguments of [`MagePipeline`] of the same names, checked; nothing where there is no image.
+    The arguments of [`MagePipeline`] of the same names, checked; None where no image is given.
 
     Raises:
         ValueError: for arguments that change nothing, contradict each other or cannot be read.

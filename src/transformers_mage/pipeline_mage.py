@@ -204,9 +204,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         guidance = self.check_guidance(guidance_scale, guidance_schedule, guidance_interval)
         patch = self.model.config.patch_size
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
-        canvas_size = self._canvas_size(edit, height, width)
+        size = self._canvas_size(edit, height, width)
         with evaluation_mode(self.model):
-            canvas, batch_labels = self._prepare(edit, labels, num_images, canvas_size)
+            canvas, batch_labels = self._prepare(edit, labels, num_images, size)
             self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             decoding = self._decode(
@@ -318,7 +318,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             mask = to_tensor(edit.masks, *size, PIL.Image.Resampling.NEAREST).to(device)
         else:
             mask = torch.full_like(pixels[:, :1], float(edit.strength is not None))
-        # Before padding, so that the tokenizer sees no made-up pixels.
+        # Before padding, so that the tokenizer sees nothing but the image.
         canvas = Canvas.from_image(self._encode(pixels), pixels, mask).pad(edit.padding)
         return canvas.repeat(prompts // len(pixels))
 
@@ -382,11 +382,12 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
         if grid_size == window:
-            return self.model(input_ids=tokens, class_labels=class_labels).logits
+            return self.model(input_ids=tokens, class_labels=class_labels, return_dict=True).logits
         windows = split_into_windows(tokens, window)
         if class_labels is not None:
             class_labels = class_labels.repeat(len(windows) // len(tokens))
-        return merge_windows(self.model(input_ids=windows, class_labels=class_labels).logits, grid_size, window)
+        logits = self.model(input_ids=windows, class_labels=class_labels, return_dict=True).logits
+        return merge_windows(logits, grid_size, window)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""

@@ -168,6 +168,7 @@ def classifier_steps(place: str, name: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [(), ("again",)], ids=["loaded", "saved again"])
 @pytest.mark.parametrize("place", ["folder", "name"])
 @pytest.mark.parametrize("card", PIPELINES)
@@ -178,6 +179,7 @@ def test_pipeline_without_the_package(stranger, card: str, place: str, how: tupl
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [(), ("again",)], ids=["loaded", "saved again"])
 @pytest.mark.parametrize("place", ["folder", "name"])
 def test_classifier_without_the_package(stranger, place: str, how: tuple[str, ...]):
@@ -186,6 +188,7 @@ def test_classifier_without_the_package(stranger, place: str, how: tuple[str, ..
     assert torch.equal(results["classifier", place, *how], expected["classifier"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "name"])
 def test_task_pipelines_without_the_package(stranger, place: str):
     results, _, _ = stranger
@@ -194,6 +197,7 @@ def test_task_pipelines_without_the_package(stranger, place: str):
     assert results["features", place].shape == (1, 65, 96)
 
 
+@pytest.mark.slow
 def test_nothing_to_worry_about_is_said(stranger):
     _, told, _ = stranger
 
@@ -202,6 +206,7 @@ def test_nothing_to_worry_about_is_said(stranger):
     assert "could not be" not in told.lower()
 
 
+@pytest.mark.slow
 def test_repositories_do_not_disturb_each_other(stranger):
     """Of another version, or changed by hand: each runs its own code, in whichever order they are loaded."""
     results, _, _ = stranger
@@ -211,6 +216,7 @@ def test_repositories_do_not_disturb_each_other(stranger):
     assert results["saved beside another"] == 0.75
 
 
+@pytest.mark.slow
 def test_endpoint_without_the_package(stranger):
     results, _, expected = stranger
 

@@ -5,6 +5,8 @@ import unittest
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers.models.auto import modeling_auto
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
@@ -13,6 +15,11 @@ from transformers_mage import MageConfig, MageForImageClassification, MageForMas
 
 BATCH_SIZE = 3
 
+# By these tables the mixins know what a class is for: which inputs and labels it takes.
+modeling_auto.MODEL_MAPPING_NAMES["mage"] = "MageModel"
+modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES["mage"] = "MageForMaskedImageModeling"
+modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["mage"] = "MageForImageClassification"
+
 
 class MageModelTester:
     """What the mixins ask of every model: a small configuration, inputs for it, and the sizes of the outputs."""
@@ -20,6 +27,7 @@ class MageModelTester:
     is_training = True
     batch_size = BATCH_SIZE
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 2
+    image_size, patch_size = 32, 4
     # Class token and tokens; masks are of the tokens alone.
     seq_length, mask_length, num_masks = 1 + 64, 64, 32
 
@@ -76,13 +84,27 @@ class ModelTests(ModelTesterMixin):
             with pytest.raises(ValueError, match="hold an encoder only"):
                 MageForMaskedImageModeling.from_pretrained(folder)
 
-    def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if return_labels and model_class is MageForMaskedImageModeling:
-            inputs["bool_masked_pos"] = torch.ones(BATCH_SIZE, 64, dtype=torch.long)
-        if return_labels and model_class is MageForImageClassification:
-            inputs["labels"] = torch.zeros(BATCH_SIZE, dtype=torch.long)
-        return inputs
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        """The mixin loads a file without any of the model's weights, to see which are named: all of them are."""
+        config = self.model_tester.get_config()
+        for model_class in self.all_model_classes:
+            with self.subTest(model_class.__name__), tempfile.TemporaryDirectory() as folder:
+                model = model_class(config)
+                model.save_pretrained(folder)
+                save_file({"tensor": torch.ones(2)}, f"{folder}/model.safetensors", metadata={"format": "pt"})
+                needed = [name for name in model.state_dict() if not name.startswith(model._may_be_missing)]
+                with pytest.raises(ValueError, match=f"lacks {len(needed)} of the weights"):
+                    model_class.from_pretrained(folder)
+
+    def test_resize_tokens_embeddings(self):
+        """The mixin makes the vocabulary larger and smaller. Here it is that of the tokenizer's codes."""
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            vocabulary = model.get_input_embeddings().weight
+            for size in (model.config.vocab_size + 10, model.config.vocab_size - 15):
+                with self.subTest(model_class.__name__), pytest.raises(ValueError, match="cannot be resized"):
+                    model.resize_token_embeddings(size)
+            assert model.get_input_embeddings().weight is vocabulary
 
 
 class ModelWithTokenizerTest(ModelTests, unittest.TestCase):

@@ -179,8 +179,9 @@ def test_held_out_images_are_scored_and_shown(train_vqgan: Script, flags: list[s
     scores = next(line for line in metrics_of(tmp_path) if "validation_psnr" in line)
     names = ("psnr", "ssim", "perceptual_distance", "rfid", "codes_used", "code_perplexity")
     assert {f"validation_{name}" for name in names} <= scores.keys()
-    # Eight images in a row, and their reconstructions below.
-    assert Image.open(tmp_path / "samples" / "reconstructions-00000002.png").size == (8 * 8, 2 * 8)
+    # Eight images in a row, and their reconstructions below, enlarged and with gaps.
+    picture = Image.open(tmp_path / "samples" / "reconstructions-00000002.png")
+    assert picture.size == (8 * 64 + 7 * 2, 2 * 64 + 2)
 
 
 @pytest.mark.parametrize(
