@@ -6,7 +6,7 @@ NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 SPACE_VENV ?= .venv-space
 SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean test-faults
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -20,6 +20,9 @@ test-peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[peers]"
 	$(BIN)/python -m tests.peers.fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
+# Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """
-Measures what the features of a small model tell, and what it learns when fine-tuned, from a few or all labels: beside
-raw pixels, and beside an encoder with random weights.
+Compares what the features of a small model tell, and what it learns when fine-tuned, from a few or all labels, with
+raw pixels and with an encoder with random weights.
 
     python -m examples.compare_representations digits --card model_cards/mage-digits/README.md
     python -m examples.compare_representations emoji --dataset_name outputs/emoji --model_name_or_path FOLDER

@@ -27,7 +27,7 @@ def shallow(config: MageConfig, **kwargs) -> MageForMaskedImageModeling:
     return MageForMaskedImageModeling(MageConfig(**values))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("backend", [pytest.param("aot_eager", marks=pytest.mark.slow), INDUCTOR])
 def test_training_step_of_any_number_of_masked_tokens(small_config, backend):
     without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = shallow(small_config, **without_dropout).train()

@@ -134,7 +134,7 @@ def hide_half(side: str = "bottom") -> PILImage.Image:
 
 
 def blank_half(image: PILImage.Image, side: str = "bottom") -> PILImage.Image:
-    """The image as it is before painting: grey where [`hide_half`] hides it."""
+    """The image before painting: grey where [`hide_half`] hides it."""
     return PILImage.composite(PILImage.new("RGB", image.size, "grey"), image, hide_half(side))
 
 

@@ -24,6 +24,7 @@ def plain(fast: MageForMaskedImageModeling) -> MageForMaskedImageModeling:
     return plain_copy(fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ORIGINAL_GFLOPS)
 def test_work_is_at_most_3_percent_above_the_originals(size):
     model = build_model(size, "meta")
