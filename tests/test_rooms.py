@@ -11,8 +11,8 @@ from tests.in_process import ROOT
 PACKAGE = "transformers_mage"
 SOURCE = ROOT / "src" / PACKAGE
 # The house's foundations; what else lies flat in the package's top is the model.
-FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "processes")
-MODEL = {"model", "files", "lazy", "processes"}
+FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "processes", "progress")
+MODEL = {"model", "files", "lazy", "processes", "progress"}
 BELOW = {
     "command_line": {"files"},
     # Fingerprints know what of a tokenizer's configuration counts.
@@ -20,6 +20,7 @@ BELOW = {
     "image_networks": set(),
     "lazy": set(),
     "processes": set(),
+    "progress": set(),
     "model": set(),
     "data": {*MODEL, "command_line"},
     "sampling": {*MODEL, "command_line", "data"},
