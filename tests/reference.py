@@ -94,3 +94,4 @@ def _seeded_weights():
 
 TINY = ReferenceCase(FIXTURES, "tiny")
 BASE = ReferenceCase(FULL_SIZE, "base")
+RCG = ReferenceCase(FIXTURES, "rcg_tiny")
