@@ -131,9 +131,14 @@ class MageConfig(PreTrainedConfig):
         return self.codebook_size + UNCONDITIONAL_CLASS
 
     @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the images that the model was trained on."""
+        return _height_and_width(self.image_size)
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of tokens that an image of `image_size` has."""
-        height, width = _height_and_width(self.image_size)
+        height, width = self.image_height_width
         return height // self.patch_size, width // self.patch_size
 
     @property
@@ -141,6 +146,11 @@ class MageConfig(PreTrainedConfig):
         """Tokens an image L, without the class token."""
         rows, columns = self.grid_size
         return rows * columns
+
+    @property
+    def num_channels(self) -> int:
+        """Colours of the images, as the tokenizer takes them: 3, or 1 for grey ones."""
+        return 3 if self.vq_config is None else self.vq_config.get("in_channels", 3)
 
     def validate_sizes(self):
         positive = ("codebook_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")

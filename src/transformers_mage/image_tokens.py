@@ -25,9 +25,11 @@ def encode_images(vqvae: VQModel, pixel_values: torch.FloatTensor) -> torch.Long
     """
 
     def encode(pixels: torch.Tensor) -> torch.LongTensor:
-        return nearest_codes(vqvae.encode(pixels.to(vqvae.dtype)).latents, vqvae.quantize.embedding.weight)
+        return nearest_codes(vqvae.encode(pixels.to(vqvae.dtype)).latents, codebook)
 
     with _without_autocast(pixel_values.device):
+        # Looked up, not read: weights that are offloaded or sharded are there only while their module works.
+        codebook = vqvae.quantize.embedding(torch.arange(vqvae.quantize.n_e, device=pixel_values.device))
         return _in_parts(encode, pixel_values, pixel_values.shape[2] * pixel_values.shape[3])
 
 
@@ -74,9 +76,10 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTe
     vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
     # |z - e|^2 up to |z|^2, which is the same for all codes; float32 because tokens must not depend on autocast.
     with _without_autocast(latents.device):
-        vectors, codebook = vectors.float(), codebook.float()
+        vectors = vectors.float()
+        codebook = codebook.to(vectors)
         distances = torch.addmm(codebook.pow(2).sum(dim=1), vectors, codebook.T, alpha=-2)
-    return distances.argmin(dim=1).unflatten(0, (latents.shape[0], *latents.shape[2:]))
+    return distances.argmin(dim=1).view(-1, *latents.shape[2:])
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:
@@ -89,9 +92,11 @@ def _without_autocast(device: torch.device) -> AbstractContextManager:
 def _in_parts(
     function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, pixels_per_image: int
 ) -> torch.Tensor:
+    # A recorded loop would be as many copies of its body, and would stay as long for batches of other sizes.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return function(images)
     size = max(1, PIXELS_AT_ONCE // pixels_per_image)
-    # A compiled loop would be as many copies of its body.
-    if len(images) <= size or torch.compiler.is_compiling():
+    if images.shape[0] <= size:
         return function(images)
     return torch.cat([function(part) for part in images.split(size)])
 

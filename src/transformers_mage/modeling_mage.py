@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -19,6 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
 from .image_tokens import decode_images, encode_images
 from .vq_shortcuts import skip_noop_layers
@@ -91,25 +94,24 @@ def interpolate_position_embeddings(
     return torch.cat([embeddings[:, :1], image.flatten(2).transpose(1, 2)], dim=1)
 
 
+class MageWordEmbeddings(nn.Embedding):
+    """
+    Vectors of the tokens, which the encoder reads and the head compares its output with. A class of its own, so that
+    it can be sharded and offloaded apart from the rest: it is called from two places.
+    """
+
+
 class MageEmbeddings(nn.Module):
     """Class token and tokens: word and learned position embeddings, layer norm, dropout."""
 
     def __init__(self, config: MageConfig):
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = MageWordEmbeddings(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
         self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def class_token(self, batch_size: int, class_labels: torch.LongTensor | None = None) -> torch.Tensor:
-        """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
-        unconditional = self.word_embeddings.weight[self.config.unconditional_token_id]
-        if class_labels is None:
-            return unconditional.expand(batch_size, 1, -1)
-        known = self.class_embeddings(class_labels.clamp(min=0))
-        return torch.where(class_labels[:, None] < 0, unconditional, known)[:, None]
 
     def forward(
         self,
@@ -119,13 +121,18 @@ class MageEmbeddings(nn.Module):
         class_labels: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
-        class_position, positions = positions[:, :1], positions[:, 1:]
         if kept_positions is not None:
             input_ids = input_ids.gather(1, kept_positions)
-            positions = positions[0][kept_positions]
-        class_token = self.class_token(input_ids.shape[0], class_labels) + class_position
-        embeddings = torch.cat([class_token, self.word_embeddings(input_ids) + positions], dim=1)
-        return self.dropout(self.layernorm(embeddings))
+            positions = positions[0][F.pad(kept_positions + 1, (1, 0))]
+        words = self.word_embeddings(F.pad(input_ids, (1, 0), value=self.config.unconditional_token_id))
+        if class_labels is not None:
+            words = torch.cat([self.class_token(words[:, :1], class_labels), words[:, 1:]], dim=1)
+        return self.dropout(self.layernorm(words + positions))
+
+    def class_token(self, unconditional: torch.Tensor, class_labels: torch.LongTensor) -> torch.Tensor:
+        """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
+        known = self.class_embeddings(class_labels.clamp(min=0))[:, None]
+        return torch.where(class_labels[:, None, None] < 0, unconditional, known)
 
 
 def eager_attention_forward(
@@ -276,7 +283,7 @@ class MageDecoder(nn.Module):
 
 
 class MageHead(nn.Module):
-    """Scores of the codes: a transform and a product with the detached word embeddings."""
+    """Scores of the codes: a transform and a product with their word embeddings, which it does not train."""
 
     def __init__(self, config: MageConfig):
         super().__init__()
@@ -287,10 +294,9 @@ class MageHead(nn.Module):
         # One bias a vocabulary entry, as published; those beyond the codes are never read.
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layernorm(self.activation_fn(self.dense(hidden_states)))
-        codes = word_embeddings[: self.codebook_size].detach()
-        return F.linear(hidden_states, codes, self.bias[: self.codebook_size])
+        return F.linear(hidden_states, code_embeddings, self.bias[: self.codebook_size])
 
 
 class MagePreTrainedModel(PreTrainedModel):
@@ -304,7 +310,7 @@ class MagePreTrainedModel(PreTrainedModel):
     # Losses are means over the batch, so transformers' `Trainer` must average them over accumulated batches.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MageEmbeddings", "MageLayer"]
+    _no_split_modules = ["MageEmbeddings", "MageWordEmbeddings", "MageLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -312,14 +318,52 @@ class MagePreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": MageLayer, "attentions": MageAttention}
     # Half precision would change some tokens; the encoder's features depend on them all.
     _keep_in_fp32_modules_strict = ["vqvae"]
+    # What diffusers' group offloading must enter, being called from elsewhere than its parent's `forward`.
+    _group_offload_block_modules = [
+        *("mage", "embeddings", "word_embeddings"),
+        *("vqvae", "encoder", "quant_conv", "quantize", "embedding", "post_quant_conv", "decoder"),
+    ]
+    # Weights that start anew where a checkpoint lacks them, and transformers says so; all others must be there.
+    _may_be_missing: tuple[str, ...] = ()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ):
+        """
+        See [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: where weights are missing: of the tokenizer, the encoder, the decoder or the head. Only the
+                layers of a classifier and the vectors of added classes may be new.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = {name for name in info["missing_keys"] if not name.startswith(cls._may_be_missing)}
+        new_classes = {name for name in missing if name.endswith("class_embeddings.weight")}
+        if new_classes and _saved_classes(pretrained_model_name_or_path, kwargs) != model.config.num_classes:
+            missing -= new_classes
+        if missing:
+            raise ValueError(_missing_weights_message(cls.__name__, pretrained_model_name_or_path, sorted(missing)))
         if model.base_model.vqvae is not None:
             skip_noop_layers(model.base_model.vqvae.requires_grad_(False))
-        return loaded
+        return (model, info) if output_loading_info else model
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Refuses: the vocabulary is the tokenizer's codes, with special tokens after them."""
+        vocab_size = self.config.vocab_size
+        if new_num_tokens not in (None, vocab_size) or (pad_to_multiple_of and vocab_size % pad_to_multiple_of):
+            raise ValueError(
+                f"The vocabulary of a MAGE model cannot be resized: its {vocab_size} entries are the "
+                f"{self.config.codebook_size} codes of its tokenizer and what comes after them. Make a new model with "
+                "`MageConfig(codebook_size=...)` for a tokenizer with another number of codes."
+            )
+        return self.get_input_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -341,6 +385,63 @@ class MagePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
+def _saved_classes(folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> int | None:
+    """The number of classes of the model that was saved, whatever it is loaded as."""
+    if folder is None:
+        return None
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    saved, _ = MageConfig.get_config_dict(folder, **{name: kwargs[name] for name in names if name in kwargs})
+    return saved.get("num_classes", 0)
+
+
+def _missing_weights_message(model_class: str, folder: str | os.PathLike | None, missing: list[str]) -> str:
+    if any("vqvae." in name for name in missing):
+        remedy = "Its tokenizer is incomplete: pass `vq_config=None` to load the model without one, for tokens only."
+    elif all(name.startswith(("decoder.", "head.")) for name in missing):
+        remedy = (
+            "It seems to hold an encoder only: load it with `AutoModel`, or make a new model of the same configuration "
+            "and set its `mage` to that encoder, to train a decoder on it."
+        )
+    else:
+        remedy = "Download, convert or save it again."
+    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return (
+        f"{folder} lacks {len(missing)} of the weights of {model_class} ({shown}), and results of random ones would "
+        f"mean nothing. {remedy}"
+    )
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module):
+    """
+    Makes sure, at the cost of reading them once, that all weights are finite numbers.
+
+    Args:
+        model (`nn.Module`): a model or a tokenizer. Weights that are not there (offloaded) or quantized are left out.
+
+    Raises:
+        ValueError: with the names of those that are not.
+    """
+    tensors = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.numel()}
+    wrong = [name for name, parameter in model.named_parameters() if not parameter.dtype.is_floating_point]
+    plain = {name: tensor for name, tensor in tensors.items() if _holds_floats(tensor)}
+    extremes = {name: torch.stack(tensor.aminmax()) for name, tensor in plain.items()}
+    # One look at all of them together, so that the host waits for an accelerator once.
+    if extremes and not torch.cat([extreme.float().cpu() for extreme in extremes.values()]).isfinite().all():
+        wrong += [name for name, extreme in extremes.items() if not extreme.isfinite().all()]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise ValueError(
+            f"{len(wrong)} of the weights of {type(model).__name__} are not finite numbers ({shown}): the training "
+            "that made them diverged, or the file is damaged. Use an earlier checkpoint, or download it again."
+        )
+
+
+def _holds_floats(tensor: torch.Tensor) -> bool:
+    is_plain = type(tensor.detach()) is torch.Tensor and not tensor.is_meta
+    return is_plain and tensor.is_floating_point() and tensor.element_size() > 1
+
+
 class MageModel(MagePreTrainedModel):
     """
     The encoder, with the tokenizer inside: features of images.
@@ -352,6 +453,8 @@ class MageModel(MagePreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^classifier\.", r"^fc_norm\.", r"^batch_norm\."]
+    # Classifiers of the mean feature have none.
+    _may_be_missing = ("layernorm.",)
 
     def __init__(self, config: MageConfig, add_final_layernorm: bool = True):
         super().__init__(config)
@@ -367,7 +470,20 @@ class MageModel(MagePreTrainedModel):
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if add_final_layernorm else nn.Identity()
         # Last, so that `dtype`, which is the first parameter's, is the encoder's.
         self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
+        if self.vqvae is not None:
+            skip_noop_layers(self.vqvae)
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+        """What `to`, `half` and their kind do to every tensor; the tokenizer moves along, but stays in float32."""
+        vqvae, self.vqvae = self.vqvae, None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.vqvae = vqvae
+        if vqvae is not None and recurse:
+            vqvae._apply(_not_below_float32(fn))
+        return self
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
@@ -375,6 +491,8 @@ class MageModel(MagePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings.word_embeddings = value
 
+    # Hooks that bring a whole model to its device know of `forward` only.
+    @apply_forward_hook
     def get_image_tokens(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
         """
         Tokens of images: the nearest code, by Euclidean distance, of each of the tokenizer's latents.
@@ -391,6 +509,7 @@ class MageModel(MagePreTrainedModel):
         self._check_pixel_values(pixel_values)
         return encode_images(self.vqvae, pixel_values)
 
+    @apply_forward_hook
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
         """
         Pixels of tokens, computed in bfloat16 where the model is.
@@ -407,7 +526,7 @@ class MageModel(MagePreTrainedModel):
         _check_image_tokens(image_tokens, self.config.codebook_size)
         # Half precision would change tokens, but pixels by hardly a shade.
         dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else None
-        return decode_images(self.vqvae, image_tokens.view(len(image_tokens), *self._grid_of(image_tokens)), dtype)
+        return decode_images(self.vqvae, image_tokens.view(-1, *self._grid_of(image_tokens)), dtype)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -431,8 +550,9 @@ class MageModel(MagePreTrainedModel):
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): positions to hide.
             bool_dropped_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
                 positions that the encoder does not see at all, equally many in each image.
-            class_labels (`torch.LongTensor` of shape `(batch_size,)`): classes; a negative one is unconditional.
-            num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation.
+            class_labels (`torch.LongTensor` of shape `(batch_size,)`): classes; -1 is unconditional.
+            num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation, and
+                compiled or exported models need it.
             interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
 
         Returns:
@@ -442,7 +562,9 @@ class MageModel(MagePreTrainedModel):
         """
         image_tokens = self._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
         grid, input_ids = tuple(image_tokens.shape[1:]), image_tokens.flatten(1)
-        self._check_masks(input_ids, bool_masked_pos, bool_dropped_pos)
+        bool_masked_pos = _as_bool_mask("bool_masked_pos", bool_masked_pos, input_ids.shape)
+        bool_dropped_pos = _as_bool_mask("bool_dropped_pos", bool_dropped_pos, input_ids.shape)
+        self._check_dropped(input_ids, bool_masked_pos, bool_dropped_pos)
         self._check_class_labels(input_ids, class_labels)
         if self.training and class_labels is not None:
             class_labels = self._drop_classes(class_labels)
@@ -467,7 +589,7 @@ class MageModel(MagePreTrainedModel):
             given = "neither" if pixel_values is None else "both"
             raise ValueError(f"Pass either `pixel_values` or `input_ids`, got {given}.")
         if input_ids is None:
-            input_ids = self.get_image_tokens(pixel_values)
+            input_ids = self.get_image_tokens(pixel_values).to(pixel_values.device)
         else:
             _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
         grid = self._grid_of(input_ids)
@@ -476,7 +598,7 @@ class MageModel(MagePreTrainedModel):
                 f"The model was trained on grids of {self.config.grid_size} tokens (rows, columns), got {grid}. "
                 "Resize the images, or pass `interpolate_pos_encoding=True`."
             )
-        return input_ids.long().view(len(input_ids), *grid)
+        return input_ids.long().view(-1, *grid)
 
     def _grid_of(self, image_tokens: torch.Tensor) -> tuple[int, int]:
         if image_tokens.ndim == 3:
@@ -513,19 +635,13 @@ class MageModel(MagePreTrainedModel):
                 "processor, or divide by 255."
             )
         height, width = pixel_values.shape[2:]
-        if not len(pixel_values) or height < patch or width < patch or height % patch or width % patch:
+        if pixel_values.shape[0] == 0 or height < patch or width < patch or height % patch or width % patch:
             raise ValueError(
                 f"`pixel_values` must hold images whose sides are multiples of {patch} pixels, got "
                 f"{tuple(pixel_values.shape)}."
             )
 
-    def _check_masks(self, input_ids: torch.Tensor, masked: torch.BoolTensor | None, dropped: torch.BoolTensor | None):
-        for name, mask in (("bool_masked_pos", masked), ("bool_dropped_pos", dropped)):
-            if mask is not None and (mask.shape != input_ids.shape or mask.dtype != torch.bool):
-                raise ValueError(
-                    f"`{name}` must be a bool tensor of shape {tuple(input_ids.shape)}, got {mask.dtype} of shape "
-                    f"{tuple(mask.shape)}."
-                )
+    def _check_dropped(self, input_ids: torch.Tensor, masked: torch.Tensor | None, dropped: torch.Tensor | None):
         if dropped is not None and _is_on_host(dropped):
             hidden = input_ids == self.config.mask_token_id if masked is None else masked
             if (dropped & ~hidden).any():
@@ -545,15 +661,28 @@ class MageModel(MagePreTrainedModel):
                 f"`class_labels` must be integers of shape ({input_ids.shape[0]},), got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}."
             )
-        if _is_on_host(labels) and labels.numel() and labels.max() >= classes:
-            raise ValueError(f"`class_labels` must be below {classes}, got {int(labels.max())}.")
+        is_wrong = (labels < UNCONDITIONAL_LABEL) | (labels >= classes)
+        if _is_on_host(labels) and is_wrong.any():
+            raise ValueError(
+                f"`class_labels` must be from 0 to {classes - 1}, or {UNCONDITIONAL_LABEL} for no class, got "
+                f"{int(labels[is_wrong][0])}."
+            )
 
     def _drop_classes(self, class_labels: torch.LongTensor) -> torch.LongTensor:
         """Replaces some labels by the unconditional token, so that guidance has something to contrast a class with."""
         if self.config.class_dropout_prob == 0:
             return class_labels
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
-        return class_labels.masked_fill(is_dropped, -1)
+        return class_labels.masked_fill(is_dropped, UNCONDITIONAL_LABEL)
+
+
+def _not_below_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def apply(tensor: torch.Tensor) -> torch.Tensor:
+        result = fn(tensor)
+        is_rounded = result.is_floating_point() and result.element_size() < 4
+        return tensor.to(result.device) if is_rounded else result
+
+    return apply
 
 
 def kept_positions_of(
@@ -561,17 +690,32 @@ def kept_positions_of(
 ) -> torch.LongTensor | None:
     """(batch_size, num_kept) indices of the positions that the encoder sees, in order; None where it sees all."""
     if bool_dropped_pos is None:
+        if num_dropped:
+            raise ValueError(f"`num_dropped` is {num_dropped}, but `bool_dropped_pos`, which says where, is missing.")
         return None
-    if num_dropped is None:
-        counts = bool_dropped_pos.sum(dim=1)
-        num_dropped = int(counts[0])
-        if (counts != num_dropped).any():
-            raise ValueError(
-                "`bool_dropped_pos` must drop the same number of positions in every image, got between "
-                f"{int(counts.min())} and {int(counts.max())}."
-            )
-    num_kept = bool_dropped_pos.shape[1] - num_dropped
-    return bool_dropped_pos.byte().argsort(dim=1, stable=True)[:, :num_kept]
+    length = bool_dropped_pos.shape[1]
+    if num_dropped is None or _is_on_host(bool_dropped_pos):
+        num_dropped = _count_dropped(bool_dropped_pos, num_dropped)
+    elif not 0 <= num_dropped <= length:
+        raise ValueError(f"`num_dropped` must be from 0 to {length}, the number of positions, got {num_dropped}.")
+    return bool_dropped_pos.byte().argsort(dim=1, stable=True)[:, : length - num_dropped]
+
+
+def _count_dropped(bool_dropped_pos: torch.Tensor, num_dropped: int | None) -> int:
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            "`num_dropped` is missing: a compiled or exported model needs it beside `bool_dropped_pos`, since how many "
+            "positions are left must not depend on values. `sample_masks` gives both."
+        )
+    counts = bool_dropped_pos.sum(dim=1)
+    expected = int(counts[0]) if num_dropped is None else num_dropped
+    if (counts != expected).any():
+        wanted = "the same number of" if num_dropped is None else f"`num_dropped` = {num_dropped}"
+        raise ValueError(
+            f"`bool_dropped_pos` must drop {wanted} positions in every image, got between {int(counts.min())} and "
+            f"{int(counts.max())}."
+        )
+    return expected
 
 
 class MageForMaskedImageModeling(MagePreTrainedModel):
@@ -584,10 +728,12 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         self.head = MageHead(config)
         self.post_init()
 
+    @apply_forward_hook
     def get_image_tokens(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
         """See [`MageModel.get_image_tokens`]."""
         return self.mage.get_image_tokens(pixel_values)
 
+    @apply_forward_hook
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.FloatTensor:
         """See [`MageModel.decode_image_tokens`]."""
         return self.mage.decode_image_tokens(image_tokens)
@@ -632,10 +778,12 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             class_labels=class_labels,
             num_dropped=num_dropped,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
             **kwargs,
         )
         grid, tokens = tuple(encoded.image_tokens.shape[1:]), encoded.image_tokens.flatten(1)
         is_masked = tokens == self.config.mask_token_id
+        bool_masked_pos = _as_bool_mask("bool_masked_pos", bool_masked_pos, tokens.shape)
         if bool_masked_pos is not None:
             _check_labels(is_masked, bool_masked_pos)
             is_masked = is_masked | bool_masked_pos
@@ -656,18 +804,33 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         num_masked: int | None,
     ) -> dict[str, torch.Tensor | None]:
         """Logits where they are read: at masked positions while training, at all others as well otherwise."""
-        words = self.mage.embeddings.word_embeddings.weight
+        codes = self._code_embeddings(decoded.device)
         if bool_masked_pos is None:
-            return {"logits": self.head(decoded, words)}
+            return {"logits": self.head(decoded, codes)}
         rows = _masked_rows(bool_masked_pos, num_masked)
         labels = tokens.flatten()[rows]
         if self.training:
-            logits, masked_logits = None, self.head(decoded.flatten(0, 1)[rows], words)
+            logits, masked_logits = None, self.head(decoded.flatten(0, 1)[rows], codes)
         else:
-            logits = self.head(decoded, words)
+            logits = self.head(decoded, codes)
             masked_logits = logits.flatten(0, 1)[rows]
-        loss = F.cross_entropy(masked_logits.float(), labels, label_smoothing=self.config.label_smoothing)
-        return {"loss": loss, "logits": logits, "masked_logits": masked_logits, "masked_labels": labels}
+        return {
+            "loss": self._masked_loss(masked_logits, labels),
+            "logits": logits,
+            "masked_logits": masked_logits,
+            "masked_labels": labels,
+        }
+
+    def _masked_loss(self, masked_logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        """Mean over the masked positions; 0, with a way back, where none is: such a batch teaches nothing."""
+        smoothing = self.config.label_smoothing
+        total = F.cross_entropy(masked_logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+        return total / torch.sym_max(labels.shape[0], 1)
+
+    @torch.no_grad()
+    def _code_embeddings(self, device: torch.device) -> torch.Tensor:
+        """(codebook_size, hidden_size), looked up: offloaded or sharded weights are there only in their own module."""
+        return self.mage.embeddings.word_embeddings(torch.arange(self.config.codebook_size, device=device))
 
 
 class MageForImageClassification(MagePreTrainedModel):
@@ -680,6 +843,7 @@ class MageForImageClassification(MagePreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^mage\.layernorm\."]
+    _may_be_missing = ("classifier.", "fc_norm.", "batch_norm.", "mage.layernorm.")
 
     def __init__(self, config: MageConfig):
         super().__init__(config)
@@ -717,7 +881,7 @@ class MageForImageClassification(MagePreTrainedModel):
             [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`.
         """
         outputs: MageModelOutput = self.mage(
-            pixel_values, input_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            pixel_values, input_ids, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         pools_mean = self.config.classifier_pooling == "mean"
         pooled = outputs.pooler_output if pools_mean else outputs.last_hidden_state[:, 0]
@@ -752,13 +916,38 @@ class MageForImageClassification(MagePreTrainedModel):
 def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> torch.LongTensor:
     """(num_masked,) indices of the masked positions in the flattened batch."""
     flat = bool_masked_pos.flatten()
-    indices = flat.nonzero() if num_masked is None else torch.nonzero_static(flat, size=num_masked)
-    return indices.squeeze(1)
+    if num_masked is None:
+        return flat.nonzero().squeeze(1)
+    if not 0 <= num_masked <= flat.shape[0]:
+        raise ValueError(
+            f"`num_masked` must be from 0 to {flat.shape[0]}, the positions of the batch, got {num_masked}."
+        )
+    if _is_on_host(flat) and (count := int(flat.sum())) != num_masked:
+        raise ValueError(f"`num_masked` is {num_masked}, but `bool_masked_pos` masks {count} positions in the batch.")
+    return torch.nonzero_static(flat, size=num_masked).squeeze(1)
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
-    """Whether values can be looked at without stopping an accelerator or a compilation."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values can be looked at without stopping an accelerator, a compilation or a recording."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def _as_bool_mask(name: str, mask: torch.Tensor | None, shape: torch.Size) -> torch.BoolTensor | None:
+    """Integer masks are as good as bool ones."""
+    if mask is None:
+        return None
+    is_integer = not (mask.is_floating_point() or mask.is_complex())
+    if mask.shape != shape or not is_integer:
+        raise ValueError(
+            f"`{name}` must be a bool tensor, or one of the integers 0 and 1, of shape {tuple(shape)}, got {mask.dtype} "
+            f"of shape {tuple(mask.shape)}."
+        )
+    if mask.dtype == torch.bool:
+        return mask
+    is_wrong = (mask != 0) & (mask != 1)
+    if _is_on_host(mask) and is_wrong.any():
+        raise ValueError(f"`{name}` must hold 0 and 1 only, got {int(mask[is_wrong][0])}.")
+    return mask.bool()
 
 
 def _check_image_tokens(image_tokens: torch.Tensor, codebook_size: int, mask_token_id: int | None = None):
@@ -793,4 +982,5 @@ __all__ = [
     "MageMaskedImageModelingOutput",
     "MageModel",
     "MagePreTrainedModel",
+    "check_weights",
 ]

@@ -3,9 +3,11 @@ Runs a tokenizer at the cost of the original.
 
 The tokenizer of MAGE loads exactly into the stock diffusers `VQModel`, at a price: residual blocks, shortcuts and
 poolings that the original does not have or does more cheaply become layers with special weights (zeros, an average).
-`skip_noop_layers` finds them and gives each a class of its own, with the same parameters under the same names, that
-computes the same in the cheap way. All other residual blocks, which divide their sum by one, stop doing so.
+`skip_noop_layers` puts lean modules in the place of the stock ones. They hold the same layers under the same names, so
+that nothing changes for whoever loads, saves, moves, offloads or shards the tokenizer, and skip what does nothing.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +17,68 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 
-class LeanResnetBlock(ResnetBlock2D):
+class LeanModule(nn.Module):
+    """
+    A module that looks at its weights once, and then skips what they make superfluous.
+
+    It looks again when weights are loaded into it, and skips nothing from the moment that it is to learn.
+    """
+
+    def __init__(self, stock: nn.Module):
+        super().__init__()
+        self.training = stock.training
+        self.skip_nothing()
+        self.register_load_state_dict_post_hook(_look_again)
+
+    def look_at_weights(self):
+        """Finds out what can be skipped."""
+        raise NotImplementedError
+
+    def skip_nothing(self):
+        raise NotImplementedError
+
+    @property
+    def skips(self) -> bool:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "LeanModule":
+        if mode and any(parameter.requires_grad for parameter in self.parameters()):
+            self.skip_nothing()
+        return super().train(mode)
+
+
+def _look_again(module: LeanModule, incompatible_keys: Any):
+    module.look_at_weights()
+
+
+class LeanResnetBlock(LeanModule):
     """A residual block, to the bit, without a division by one and, where no gradients are recorded, in place."""
 
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(input_tensor, temb, *args, **kwargs)
-        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return self.branch(input_tensor).add_(shortcut)
+    def __init__(self, block: ResnetBlock2D):
+        super().__init__(block)
+        self.norm1, self.conv1 = block.norm1, block.conv1
+        self.norm2, self.conv2 = block.norm2, block.conv2
+        self.conv_shortcut = block.conv_shortcut
+
+    def look_at_weights(self):
+        self.branch_is_zero = self.conv_shortcut is None and _is_zero(self.conv2)
+        self.shortcut_is_zero = self.conv_shortcut is not None and _is_zero(self.conv_shortcut)
+
+    def skip_nothing(self):
+        self.branch_is_zero = self.shortcut_is_zero = False
+
+    @property
+    def skips(self) -> bool:
+        return self.branch_is_zero or self.shortcut_is_zero
+
+    def forward(self, hidden_states: torch.Tensor, temb: None = None) -> torch.Tensor:
+        if self.branch_is_zero:
+            return hidden_states
+        if self.shortcut_is_zero:
+            return self.branch(hidden_states)
+        shortcut = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
+        branch = self.branch(hidden_states)
+        return branch + shortcut if torch.is_grad_enabled() else branch.add_(shortcut)
 
     def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the block adds to its shortcut."""
@@ -34,50 +90,27 @@ class LeanResnetBlock(ResnetBlock2D):
         return self.conv2(hidden_states)
 
 
-class _Shortcut(nn.Module):
-    """Takes the short way as long as the weights are frozen, and forgets it when others are loaded."""
+class LeanDownsample(LeanModule):
+    """A strided convolution, or the average over 2 x 2 pixels where that is what it computes."""
 
-    general_class: type[nn.Module]
+    def __init__(self, downsample: Downsample2D):
+        super().__init__(downsample)
+        self.conv = downsample.conv
 
-    def takes_short_way(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.parameters())
+    def look_at_weights(self):
+        self.averages = _averages(self.conv)
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self.__class__ = self.general_class
+    def skip_nothing(self):
+        self.averages = False
 
+    @property
+    def skips(self) -> bool:
+        return self.averages
 
-class IdentityResnetBlock(_Shortcut, LeanResnetBlock):
-    """A residual block whose branch is zero."""
-
-    general_class = LeanResnetBlock
-
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
-        if self.takes_short_way():
-            return input_tensor
-        return super().forward(input_tensor, temb, *args, **kwargs)
-
-
-class BranchOnlyResnetBlock(_Shortcut, LeanResnetBlock):
-    """A residual block whose shortcut is zero."""
-
-    general_class = LeanResnetBlock
-
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *args, **kwargs) -> torch.Tensor:
-        if self.takes_short_way():
-            return self.branch(input_tensor)
-        return super().forward(input_tensor, temb, *args, **kwargs)
-
-
-class AveragePoolDownsample(_Shortcut, Downsample2D):
-    """A strided convolution that averages 2 x 2 pixels."""
-
-    general_class = Downsample2D
-
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if self.takes_short_way():
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.averages:
             return F.avg_pool2d(hidden_states, kernel_size=2)
-        return super().forward(hidden_states, *args, **kwargs)
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
 
 
 def average_pool_kernel(channels: int) -> torch.Tensor:
@@ -93,29 +126,31 @@ def average_pool_kernel(channels: int) -> torch.Tensor:
 @torch.no_grad()
 def skip_noop_layers(vqvae: VQModel) -> int:
     """
-    Lets what the layers of `vqvae` do in vain, or could do more cheaply, cost nothing. The outputs, the modules' names
-    and the `state_dict` stay the same.
+    Puts lean modules in the place of the blocks of `vqvae`, unless they are there already, and lets them look at the
+    weights. The outputs, the names of the layers and the `state_dict` stay the same.
+
+    Call it before hooks are attached to the modules, and again where weights were changed by other means than
+    `load_state_dict`. Weights that are not there (on the meta device) are taken to be needed.
 
     Returns:
-        `int`: the number of layers that do nothing, or only average, and now take the short way.
+        `int`: the number of modules that do nothing, or only average, and cost no more than that.
     """
-    found = 0
-    for module in vqvae.modules():
-        cheapest = _cheapest_class_for(module)
-        if cheapest is not type(module):
-            module.__class__ = cheapest
-            found += issubclass(cheapest, _Shortcut)
-    return found
+    for parent in list(vqvae.modules()):
+        for name, child in parent.named_children():
+            if (lean := _lean_class_for(child)) is not None:
+                setattr(parent, name, lean(child))
+    modules = [module for module in vqvae.modules() if isinstance(module, LeanModule)]
+    for module in modules:
+        module.look_at_weights()
+    return sum(module.skips for module in modules)
 
 
-def _cheapest_class_for(module: nn.Module) -> type[nn.Module]:
-    if type(module) in (ResnetBlock2D, LeanResnetBlock) and _only_adds(module):
-        if module.conv_shortcut is not None:
-            return BranchOnlyResnetBlock if _is_zero(module.conv_shortcut) else LeanResnetBlock
-        return IdentityResnetBlock if _is_zero(module.conv2) else LeanResnetBlock
-    if type(module) is Downsample2D and _averages(module):
-        return AveragePoolDownsample
-    return type(module)
+def _lean_class_for(module: nn.Module) -> type[LeanResnetBlock] | type[LeanDownsample] | None:
+    if type(module) is ResnetBlock2D and _only_adds(module):
+        return LeanResnetBlock
+    if type(module) is Downsample2D and _only_strides(module):
+        return LeanDownsample
+    return None
 
 
 def _only_adds(block: ResnetBlock2D) -> bool:
@@ -126,17 +161,21 @@ def _only_adds(block: ResnetBlock2D) -> bool:
     return isinstance(block.nonlinearity, nn.SiLU) and not (resizes or is_conditioned or scales)
 
 
+def _only_strides(downsample: Downsample2D) -> bool:
+    children = dict(downsample.named_children())
+    return downsample.use_conv and downsample.padding == 0 and children.keys() == {"conv"}
+
+
 def _is_zero(layer: nn.Module) -> bool:
     return not any(parameter.is_meta or parameter.any() for parameter in layer.parameters())
 
 
-def _averages(module: Downsample2D) -> bool:
-    if not module.use_conv or module.padding != 0 or module.norm is not None or module.conv.weight.is_meta:
+def _averages(conv: nn.Conv2d) -> bool:
+    weight, bias = conv.weight, conv.bias
+    if weight.is_meta or conv.in_channels != conv.out_channels or (bias is not None and bias.any()):
         return False
-    weight, bias = module.conv.weight, module.conv.bias
-    if weight.shape[0] != weight.shape[1] or (bias is not None and bias.any()):
-        return False
-    return torch.equal(weight, average_pool_kernel(weight.shape[0]).to(weight))
+    kernel = average_pool_kernel(conv.out_channels).to(weight)
+    return weight.shape == kernel.shape and torch.equal(weight, kernel)
 
 
 __all__ = ["average_pool_kernel", "skip_noop_layers"]
