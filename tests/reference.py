@@ -56,6 +56,7 @@ class ReferenceCase:
             decoder_hidden_size=sizes["dec_dim"],
             decoder_num_hidden_layers=sizes["dec_depth"],
             decoder_num_attention_heads=sizes["dec_heads"],
+            representation_size=sizes.get("rep_dim"),
             vq_config=tokenizer_config(self.tokenizer_weights),
             **kwargs,
         )

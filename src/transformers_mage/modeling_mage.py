@@ -110,6 +110,7 @@ class MageEmbeddings(nn.Module):
         self.word_embeddings = MageWordEmbeddings(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
         self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
+        self.representation_embeddings = MageRepresentationEmbeddings(config) if config.representation_size else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -119,20 +120,49 @@ class MageEmbeddings(nn.Module):
         grid: tuple[int, int],
         kept_positions: torch.LongTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
     ) -> torch.Tensor:
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
         if kept_positions is not None:
             input_ids = input_ids.gather(1, kept_positions)
             positions = positions[0][F.pad(kept_positions + 1, (1, 0))]
         words = self.word_embeddings(F.pad(input_ids, (1, 0), value=self.config.unconditional_token_id))
-        if class_labels is not None:
+        is_normalized = self.config.class_embedding_is_normalized
+        if class_labels is not None and is_normalized:
             words = torch.cat([self.class_token(words[:, :1], class_labels), words[:, 1:]], dim=1)
-        return self.dropout(self.layernorm(words + positions))
+        embedded = self.dropout(self.layernorm(words + positions))
+        first = embedded[:, :1]
+        if class_labels is not None and not is_normalized:
+            first = self.class_token(first, class_labels)
+        if self.representation_embeddings is not None:
+            represented = self.representation_embeddings(representations, input_ids.shape[0])
+            first = represented + first if self.class_embeddings is not None else represented
+        return torch.cat([first, embedded[:, 1:]], dim=1)
 
     def class_token(self, unconditional: torch.Tensor, class_labels: torch.LongTensor) -> torch.Tensor:
         """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
         known = self.class_embeddings(class_labels.clamp(min=0))[:, None]
         return torch.where(class_labels[:, None, None] < 0, unconditional, known)
+
+
+class MageRepresentationEmbeddings(nn.Module):
+    """
+    The vector that a representation puts into the class position, where it says what the image shall be (RCG, arXiv
+    2312.03701, section 3.3). Images without one get a learned empty representation.
+    """
+
+    def __init__(self, config: MageConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.representation_size, config.hidden_size)
+        self.empty = nn.Parameter(torch.empty(1, config.representation_size))
+
+    def forward(self, representations: torch.FloatTensor | None, batch_size: int) -> torch.Tensor:
+        """(batch_size, 1, hidden_size) of `(batch_size, representation_size)`, rows of NaN being empty."""
+        empty = self.empty.expand(batch_size, -1)
+        if representations is None:
+            return self.projection(empty)[:, None]
+        representations = representations.to(empty.dtype)
+        return self.projection(torch.where(representations.isnan(), empty, representations))[:, None]
 
 
 def eager_attention_forward(
@@ -379,6 +409,8 @@ class MagePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, (MageEmbeddings, MageDecoder)):
             init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, MageRepresentationEmbeddings):
+            init.normal_(module.empty, std=std)
         elif isinstance(module, MageHead):
             init.zeros_(module.bias)
         elif hasattr(module, "reset_parameters"):
@@ -537,6 +569,7 @@ class MageModel(MagePreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         bool_dropped_pos: torch.BoolTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -551,6 +584,9 @@ class MageModel(MagePreTrainedModel):
             bool_dropped_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
                 positions that the encoder does not see at all, equally many in each image.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`): classes; -1 is unconditional.
+            representations (`torch.FloatTensor` of shape `(batch_size, representation_size)`):
+                what the images shall be like, for models with a `config.representation_size`; without them, and in
+                rows of NaN, such models use the empty representation that they learned.
             num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation, and
                 compiled or exported models need it.
             interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
@@ -566,12 +602,15 @@ class MageModel(MagePreTrainedModel):
         bool_dropped_pos = _as_bool_mask("bool_dropped_pos", bool_dropped_pos, input_ids.shape)
         self._check_dropped(input_ids, bool_masked_pos, bool_dropped_pos)
         self._check_class_labels(input_ids, class_labels)
+        self._check_representations(input_ids, representations)
         if self.training and class_labels is not None:
             class_labels = self._drop_classes(class_labels)
+        if self.training and representations is not None:
+            representations = self._drop_representations(representations)
         if bool_masked_pos is not None:
             input_ids = input_ids.masked_fill(bool_masked_pos, self.config.mask_token_id)
         kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
-        hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels)
+        hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels, representations)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         return MageModelOutput(
@@ -675,6 +714,30 @@ class MageModel(MagePreTrainedModel):
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
         return class_labels.masked_fill(is_dropped, UNCONDITIONAL_LABEL)
 
+    def _check_representations(self, input_ids: torch.Tensor, representations: torch.Tensor | None):
+        if representations is None:
+            return
+        size = self.config.representation_size
+        if size is None:
+            raise ValueError(
+                "`representations` were given to a model without them (`config.representation_size` is None). Leave "
+                "them out, or load a model that was trained with representations."
+            )
+        expected = (input_ids.shape[0], size)
+        if representations.shape != expected or not representations.is_floating_point():
+            raise ValueError(
+                f"`representations` must be floating point of shape {tuple(expected)}, got {representations.dtype} of "
+                f"shape {tuple(representations.shape)}."
+            )
+
+    def _drop_representations(self, representations: torch.FloatTensor) -> torch.FloatTensor:
+        """Replaces some by the empty one, so that guidance has something to contrast a representation with."""
+        if self.config.representation_dropout_prob == 0:
+            return representations
+        shape = (representations.shape[0], 1)
+        is_dropped = torch.rand(shape, device=representations.device) < self.config.representation_dropout_prob
+        return representations.masked_fill(is_dropped, torch.nan)
+
 
 def _not_below_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(tensor: torch.Tensor) -> torch.Tensor:
@@ -746,6 +809,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         bool_dropped_pos: torch.BoolTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
         num_masked: int | None = None,
         interpolate_pos_encoding: bool = False,
@@ -753,7 +817,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
     ) -> MageMaskedImageModelingOutput:
         r"""
         Args:
-            pixel_values, input_ids, bool_dropped_pos, class_labels, num_dropped, interpolate_pos_encoding:
+            pixel_values, input_ids, bool_dropped_pos, class_labels, representations, num_dropped,
+            interpolate_pos_encoding:
                 see [`MageModel.forward`].
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
                 positions to hide and predict; with them comes a loss. Positions that hold `config.mask_token_id` in
@@ -776,6 +841,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             bool_masked_pos=bool_masked_pos,
             bool_dropped_pos=bool_dropped_pos,
             class_labels=class_labels,
+            representations=representations,
             num_dropped=num_dropped,
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
