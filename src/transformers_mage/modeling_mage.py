@@ -200,13 +200,20 @@ class MageAttention(nn.Module):
             project.initializer_gain = 2**-0.5
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = hidden_states if query_states is None else query_states
+        input_shape = query_states.shape[:-1]
         query, key, value = (
-            project(hidden_states).view(hidden_shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, states in (
+                (self.q_proj, query_states),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -260,10 +267,25 @@ class MageLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = MageDropPath(drop_path)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        read_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """At all positions, or at `read_positions`, of shape `(batch_size, num_read)`, which attend to all."""
+        normalized, queries = self.layernorm_before(hidden_states), None
+        if read_positions is not None:
+            queries = _gather_positions(normalized, read_positions)
+            hidden_states = _gather_positions(hidden_states, read_positions)
+        attention_output, _ = self.attention(normalized, queries, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+
+
+def _gather_positions(hidden_states: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
+    """(batch_size, num_positions, width) of (batch_size, sequence_length, width)."""
+    return hidden_states.gather(1, positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
 
 
 class MageDecoder(nn.Module):
@@ -302,14 +324,22 @@ class MageDecoder(nn.Module):
         is_masked: torch.BoolTensor,
         grid: tuple[int, int],
         kept_positions: torch.LongTensor | None = None,
+        read_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """
+        (batch_size, sequence_length, width), or (batch_size, num_read, width) at `read_positions`. Nothing is read at
+        other positions of the last layer, so it computes only keys and values there.
+        """
         hidden_states = self.fill_grid(self.embed(encoder_hidden_states), is_masked, kept_positions)
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
         hidden_states = hidden_states + positions
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layernorm(hidden_states[:, 1:])
+        if read_positions is None:
+            return self.layernorm(last_layer(hidden_states, **kwargs)[:, 1:])
+        return self.layernorm(last_layer(hidden_states, read_positions + 1, **kwargs))
 
 
 class MageHead(nn.Module):
@@ -812,6 +842,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
         num_masked: int | None = None,
+        max_masked: int | None = None,
+        read_positions: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MageMaskedImageModelingOutput:
@@ -824,6 +856,9 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
                 positions to hide and predict; with them comes a loss. Positions that hold `config.mask_token_id` in
                 `input_ids` are predicted too, but have no label.
             num_masked (`int`): masked positions in the whole batch. It spares the device a synchronisation.
+            max_masked (`int`): most masked positions of an image. While training it spares the last layer the others.
+            read_positions (`torch.LongTensor` of shape `(batch_size, num_read)`):
+                positions whose scores are wanted, where these are not all; not together with `bool_masked_pos`.
 
         Returns:
             [`MageMaskedImageModelingOutput`]
@@ -853,7 +888,16 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         if bool_masked_pos is not None:
             _check_labels(is_masked, bool_masked_pos)
             is_masked = is_masked | bool_masked_pos
-        decoded = self.decoder(encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, **kwargs)
+            if read_positions is not None:
+                raise ValueError(
+                    "`read_positions` are for predictions; with `bool_masked_pos` the masked ones are read."
+                )
+        if self.training and bool_masked_pos is not None and max_masked is not None:
+            read_positions = _masked_first(bool_masked_pos, max_masked)
+            tokens, bool_masked_pos = (values.gather(1, read_positions) for values in (tokens, bool_masked_pos))
+        decoded = self.decoder(
+            encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, read_positions, **kwargs
+        )
         return MageMaskedImageModelingOutput(
             **self._predict(decoded, tokens, bool_masked_pos, num_masked),
             encoder_last_hidden_state=encoded.last_hidden_state,
@@ -977,6 +1021,17 @@ class MageForImageClassification(MagePreTrainedModel):
                 f"`labels` must be classes from 0 to {self.num_labels - 1}, or -100, which does not count, got "
                 f"{int(labels[is_wrong][0])}. Load the model with as many labels: `num_labels=N`."
             )
+
+
+def _masked_first(bool_masked_pos: torch.BoolTensor, max_masked: int) -> torch.LongTensor:
+    """(batch_size, max_masked) positions: the masked ones of each image in order, then some that are not."""
+    if not 0 <= max_masked <= bool_masked_pos.shape[1]:
+        raise ValueError(
+            f"`max_masked` must be from 0 to {bool_masked_pos.shape[1]}, the number of positions, got {max_masked}."
+        )
+    if _is_on_host(bool_masked_pos) and (most := int(bool_masked_pos.sum(dim=1).max())) > max_masked:
+        raise ValueError(f"`max_masked` is {max_masked}, but `bool_masked_pos` masks {most} positions of an image.")
+    return bool_masked_pos.byte().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
 
 
 def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> torch.LongTensor:
