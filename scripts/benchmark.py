@@ -63,7 +63,7 @@ class BenchmarkArguments:
     json: str | None = argument(None, "File to write all figures to.")
     markdown: str | None = argument(None, "File to write the tables to.")
 
-    def validate(self):
+    def check(self):
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")

@@ -1,7 +1,7 @@
 """
 Encodes the images of any `datasets` source once, so that training needs no tokenizer.
 
-ImageNet with ten views of each image, on all GPUs; started again after a kill, it goes on:
+ImageNet with ten views of each image, on all GPUs; started again after a kill, it continues:
     accelerate launch scripts/cache_tokens.py --dataset_name imagenet-1k --streaming \
         --tokenizer_name_or_path TOKENIZER_FOLDER --views 10 --output_dir TOKENS
 """
@@ -16,13 +16,13 @@ from datasets import Dataset, IterableDataset
 from diffusers import VQModel
 from tqdm.auto import tqdm
 
-from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments
-from transformers_mage.data.loading import load_images
+from transformers_mage.data.batches import DataError
+from transformers_mage.data.loading import Columns, load_images
 from transformers_mage.data.token_cache import (
     CacheMetadata,
     encode_shard,
-    fingerprint,
     missing_shards,
     save_shard,
     shard_folder,
@@ -30,6 +30,7 @@ from transformers_mage.data.token_cache import (
 )
 from transformers_mage.data.tokenization import load_tokenizer, tokenize
 from transformers_mage.data.views import ImageViews
+from transformers_mage.files import fingerprint
 
 
 @dataclass
@@ -40,8 +41,8 @@ class CacheArguments(DataArguments):
     batch_size: int = argument(16, "Images, with all their views, to encode at once.")
     rows_per_shard: int = argument(10_000, "Images in a shard, for a dataset that is not streamed.")
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         if not self.tokenizer_name_or_path:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
         for name in ("views", "batch_size", "rows_per_shard", "image_size"):
@@ -49,18 +50,15 @@ class CacheArguments(DataArguments):
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
 
 
+@reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(CacheArguments, __doc__, argv)
     accelerator = Accelerator()
     tokenizer = load_tokenizer(arguments.tokenizer_name_or_path).to(accelerator.device)
-    dataset = load_images(arguments, arguments.train_split, arguments.streaming)
-    views = ImageViews(
-        (arguments.image_size, arguments.image_size),
-        tokenizer.config.in_channels,
-        arguments.views,
-        **arguments.crops(),
-    )
-    metadata = describe(arguments, tokenizer, views, dataset)
+    dataset, columns = load_images(arguments.train_data)
+    size = (arguments.image_size, arguments.image_size)
+    views = ImageViews(size, tokenizer.config.in_channels, arguments.views, arguments.crops)
+    metadata = describe(arguments, tokenizer, views, dataset, columns)
     folder = Path(arguments.output_dir, arguments.train_split)
     if (folder / "tokens.json").exists():
         CacheMetadata.load(folder).check_same(metadata, folder)
@@ -71,8 +69,6 @@ def main(argv: list[str] | None = None):
     todo = missing_shards(folder, metadata.num_shards)
     accelerator.wait_for_everyone()
 
-    has_labels = arguments.label_column in (dataset.column_names or [])
-    columns = (arguments.image_column, arguments.label_column if has_labels else None)
     num_skipped = num_images = 0
     mine = todo[accelerator.process_index :: accelerator.num_processes]
     for index in tqdm(mine, desc="Encoding shards", disable=not accelerator.is_local_main_process):
@@ -90,11 +86,15 @@ def main(argv: list[str] | None = None):
     counts = accelerator.reduce(torch.tensor([num_skipped, num_images], device=accelerator.device)).tolist()
     accelerator.print(f"{folder}: {counts[1]} images read now, {counts[0]} of them broken and skipped.")
     if counts[0] > arguments.max_skipped_share * counts[1]:
-        raise SystemExit(f"More than `--max_skipped_share` {arguments.max_skipped_share} of the images are broken.")
+        raise DataError(f"More than `--max_skipped_share` {arguments.max_skipped_share} of the images are broken.")
 
 
 def describe(
-    arguments: CacheArguments, tokenizer: VQModel, views: ImageViews, dataset: Dataset | IterableDataset
+    arguments: CacheArguments,
+    tokenizer: VQModel,
+    views: ImageViews,
+    dataset: Dataset | IterableDataset,
+    columns: Columns,
 ) -> CacheMetadata:
     side = arguments.image_size // 2 ** (len(tokenizer.config.block_out_channels) - 1)
     size = None if arguments.streaming else len(dataset)
@@ -104,7 +104,7 @@ def describe(
         "config_name": arguments.dataset_config_name,
         "split": arguments.train_split,
         "num_images": size,
-        "classes": getattr((dataset.features or {}).get(arguments.label_column), "names", None),
+        "classes": getattr((dataset.features or {}).get(columns.label), "names", None),
     }
     return CacheMetadata(
         fingerprint(tokenizer), transform_values(views), [side, side], source, arguments.seed, num_shards

@@ -23,7 +23,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.metrics import (
     FeatureExtractor,
@@ -73,7 +73,7 @@ class EvaluationArguments:
     model_name: str = argument("mage", "The model's name, for its card.")
     dataset_name: str | None = argument(None, "The references' name, for the card; by default their folder's.")
 
-    def validate(self):
+    def check(self):
         """Raises `ValueError` for flags that make no evaluation."""
         unknown = set(self.asked_metrics) - set(METRICS)
         if unknown:
@@ -234,6 +234,7 @@ def write_results(args: EvaluationArguments, scores: dict[str, float], inputs: d
     print(json.dumps(scores, indent=2))
 
 
+@reports_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(EvaluationArguments, __doc__, argv)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

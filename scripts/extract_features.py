@@ -8,6 +8,7 @@ Computes the features of all images of a dataset, once.
 Several layers and poolings come from the same pass. Started again after a kill, it goes on.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from accelerate import Accelerator
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments
-from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images, find_image_column
-from transformers_mage.data.labels import Classes, find_label_column
-from transformers_mage.data.loading import load_split
+from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images
+from transformers_mage.data.labels import Classes
+from transformers_mage.data.loading import find_columns, load_split
 from transformers_mage.representation.classification import image_shape, load_encoder
 from transformers_mage.representation.features import (
     FORMATS,
@@ -51,8 +52,8 @@ class ExtractionArguments(DataArguments):
         None, "The default is what `accelerate config` says.", choices=["no", "fp16", "bf16"]
     )
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         if not self.model_name_or_path:
             raise ValueError("Say which model to use: `--model_name_or_path FOLDER_OR_NAME`.")
         for name in ("batch_size", "images_per_shard"):
@@ -107,14 +108,12 @@ def load_images(
     arguments: ExtractionArguments, split: str, shape: tuple[int, int, int]
 ) -> tuple[EvaluationImages, list[str]]:
     """A split's images, and the names of their classes where it has them."""
-    dataset = load_split(arguments, split)
-    if arguments.max_samples:
-        dataset = dataset.take(min(arguments.max_samples, len(dataset)))
-    image_column = find_image_column(dataset, arguments.image_column)
-    label_column = find_label_column(dataset, arguments.label_column)
-    if label_column is None:
-        return EvaluationImages(encoded_images(dataset, image_column), image_column, None, shape), []
-    labelled = LabelledImages.of(dataset, image_column, label_column, Classes.of(dataset, label_column))
+    spec = arguments.train_data.of_split(split, arguments.max_samples)
+    dataset = load_split(dataclasses.replace(spec, streaming=False))
+    columns = find_columns(dataset, spec.columns)
+    if columns.label is None:
+        return EvaluationImages(encoded_images(dataset, columns.image), columns, shape), []
+    labelled = LabelledImages.of(dataset, columns, Classes.of(dataset, columns.label))
     return EvaluationImages.of(labelled, shape), labelled.classes.names
 
 

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from transformers_mage import MageForImageClassification
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.sources import source_of
-from transformers_mage.data.views import RandomViews
+from transformers_mage.data.views import ImageViews
 from transformers_mage.representation.classification import (
     ClassificationArguments,
     evaluate,
@@ -31,7 +31,6 @@ from transformers_mage.representation.classification import (
     image_shape,
     load_classifier,
     load_labelled_images,
-    pixels_of,
 )
 from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, write_classifier
 from transformers_mage.representation.layer_decay import layer_decay_groups
@@ -63,8 +62,8 @@ class FinetuneArguments(ClassificationArguments):
     validation_epochs: float = argument(1, "Passes over the data between evaluations.")
     gradient_checkpointing: bool = argument(False, "Save memory by computing activations twice.")
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         for name in ("drop_path_rate", "mixup_switch_prob", "label_smoothing", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`--{name}` must lie between 0 and 1, got {getattr(self, name)}.")
@@ -99,7 +98,9 @@ def finetune(arguments: FinetuneArguments) -> Result:
     inputs = create_inputs(arguments, tokenizer, config.num_labels, shape[0])
     processor = evaluation_processor(validation, config, arguments.do_normalize)
 
-    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    views = ImageViews(shape[1:], shape[0], crops=arguments.crops)
+    source = source_of(train.dataset, train.columns, views, arguments.loading(accelerator))
+    run = TrainingRun(arguments, source, accelerator)
     model = run.prepare(model, create_optimizer(model, arguments, run.batch_size))
     loader = evaluation_loader(validation, shape, arguments, accelerator)
     best = BestClassifier(Path(arguments.output_dir, "best"), config, tokenizer, processor)
@@ -115,13 +116,13 @@ def finetune(arguments: FinetuneArguments) -> Result:
 
     every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
     run.call_every(every, validate)
-    views = RandomViews(shape[1:], **arguments.crops())
+    draw_views = views.on_device()
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(model):
             random = np.random.default_rng(run.generator().initial_seed())
-            loss = model(**inputs.training(pixels_of(batch, views), batch["labels"], random)).loss
+            loss = model(**inputs.training(draw_views.of(batch), batch.labels, random)).loss
             run.update(loss, {"loss": loss})
 
     scores = validate()

@@ -23,7 +23,7 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from transformers_mage import MagePipeline, MageScheduler
-from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.sampling.plan import (
     ClassPlan,
@@ -73,7 +73,7 @@ class GenerationArguments:
     top_k: int | None = argument(None, "Sample among the k likeliest codes.")
     top_p: float | None = argument(None, "Sample among the likeliest codes that have this probability together.")
 
-    def validate(self):
+    def check(self):
         if not self.pretrained_model_name_or_path:
             raise ValueError("Say which model to use: `--pretrained_model_name_or_path FOLDER`.")
         for name in ("num_images", "batch_size", "shard_size"):
@@ -83,6 +83,7 @@ class GenerationArguments:
             raise ValueError(f"`--seed` must be 0 or more, got {self.seed}.")
 
 
+@reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(GenerationArguments, __doc__, argv)
     state = PartialState()

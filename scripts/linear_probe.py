@@ -27,7 +27,7 @@ from transformers_mage import MageModel
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
 from transformers_mage.data.sources import source_of
-from transformers_mage.data.views import RandomViews
+from transformers_mage.data.views import ImageViews
 from transformers_mage.representation.classification import (
     ClassificationArguments,
     evaluate,
@@ -36,7 +36,6 @@ from transformers_mage.representation.classification import (
     image_shape,
     load_encoder,
     load_labelled_images,
-    pixels_of,
     save_classifier,
     score,
 )
@@ -86,8 +85,8 @@ class ProbeArguments(ClassificationArguments):
             run.features_dir = str(folder / Path(run.dataset_name).name)
         return runs
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         wrong = set(self.poolings) - {"mean", "cls"}
         if wrong:
             raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
@@ -119,7 +118,9 @@ def train_probes(
     accelerator, config = create_accelerator(arguments), extractor.model.config
     shape = image_shape(config)
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
-    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    views = ImageViews(shape[1:], shape[0], crops=arguments.crops)
+    source = source_of(train.dataset, train.columns, views, arguments.loading(accelerator))
+    run = TrainingRun(arguments, source, accelerator)
     heads = ProbeHeads(extractor.names, config.hidden_size, len(train.classes))
     heads = run.prepare(heads, create_optimizer(heads, arguments, run.batch_size))
     loader = evaluation_loader(validation, shape, arguments, accelerator)
@@ -134,15 +135,15 @@ def train_probes(
 
     every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
     run.call_every(every or run.total_steps, validate)
-    views = RandomViews(shape[1:], **arguments.crops())
+    draw_views = views.on_device()
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(heads):
             with accelerator.autocast():
-                features = extractor(pixels_of(batch, views))
+                features = extractor(draw_views.of(batch))
             losses = {
-                f"loss/{name}": F.cross_entropy(logits.float(), batch["labels"])
+                f"loss/{name}": F.cross_entropy(logits.float(), batch.labels)
                 for name, logits in heads(features).items()
             }
             total = torch.stack(list(losses.values())).sum()

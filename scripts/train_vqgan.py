@@ -13,7 +13,7 @@ from diffusers import VQModel
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
-from transformers_mage.data.views import RandomViews
+from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tokenizer import TokenizerOutput, VQModelForTraining, code_counts, code_perplexity
@@ -36,16 +36,17 @@ def main(argv: list[str] | None = None):
     accelerator = create_accelerator(arguments)
     vqvae = VQModel(**arguments.vq_config)
     size = (arguments.image_size, arguments.image_size)
-    views = RandomViews(size, **arguments.crops())
+    views = ImageViews(size, vqvae.config.in_channels, crops=arguments.crops)
+    source = create_source(arguments.train_data, views, arguments.loading(accelerator))
+    draw_views = views.on_device()
 
-    run = TrainingRun(arguments, create_source(arguments, accelerator, (vqvae.config.in_channels, *size)), accelerator)
+    run = TrainingRun(arguments, source, accelerator)
     model = run.prepare(VQModelForTraining(vqvae, arguments.l1_share))
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(model):
-            pixels = views(batch["images"]) if "images" in batch else batch["views"].float() / 255
-            output: TokenizerOutput = model(pixels)
+            output: TokenizerOutput = model(draw_views.of(batch))
             loss = output.reconstruction_loss
             loss = loss + arguments.codebook_weight * output.codebook_loss
             loss = loss + arguments.commitment_weight * output.commitment_loss

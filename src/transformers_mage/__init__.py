@@ -20,7 +20,7 @@ from .modeling_mage import (
 from .pipeline_mage import MagePipeline, MagePipelineOutput
 from .scheduling_mage import MageScheduler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 AutoConfig.register("mage", MageConfig)
 AutoModel.register(MageConfig, MageModel)

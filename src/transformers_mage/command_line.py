@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
-class Validated(Protocol):
+class Checked(Protocol):
     """A dataclass of arguments that knows which of its values would not do."""
 
-    def validate(self) -> None:
+    def check(self) -> None:
         """Raises `ValueError`, naming the flag, the value that came and what would do."""
 
 
-Arguments = TypeVar("Arguments", bound=Validated)
+Arguments = TypeVar("Arguments", bound=Checked)
 
 
 def argument(default: Any, help: str, **kwargs) -> Any:
@@ -40,7 +40,7 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     Reads a command line, with the values of `--config FILE.yaml` as the defaults.
 
     Args:
-        arguments_class (`type`): a dataclass with a method `validate`.
+        arguments_class (`type`): a dataclass with a method `check`.
         description (`str`): what `--help` says about the script.
         argv (`list[str]`, *optional*): the command line's words; the process's by default.
 
@@ -62,7 +62,7 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     for name, values in mappings.items():
         setattr(arguments, name, values)
     try:
-        arguments.validate()
+        arguments.check()
     except ValueError as error:
         parser.error(str(error))
     return arguments

@@ -9,28 +9,26 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from transformers_mage.data.batches import DataError
+from transformers_mage.data.batches import DataError, Loading, Share
+from transformers_mage.data.loading import Columns
 from transformers_mage.data.streamed import LaneState, Retries, StreamedSource
-from transformers_mage.data.views import ImageViews
+from transformers_mage.data.views import Crops, ImageViews
 
-VIEWS = ImageViews((4, 4), channels=1, crop_scale_min=1, horizontal_flip=False)
+VIEWS = ImageViews((4, 4), channels=1, crops=Crops(scale_min=1, flip=False))
 
 
 def sources(images: Dataset, num_processes: int, num_workers: int, num_shards: int = 5, **kwargs) -> list:
     """What each of the processes would read from."""
     stream = images.to_iterable_dataset(num_shards=num_shards)
-    split = {"num_processes": num_processes, "num_workers": num_workers, "window_size": 4, "batch_size": 3}
-    return [
-        StreamedSource(stream, VIEWS, "image", "label", seed=1, process_index=process, **split, **kwargs)
-        for process in range(num_processes)
-    ]
+    shares = [Share(process, num_processes) for process in range(num_processes)]
+    loadings = [Loading(3, seed=1, share=share, num_workers=num_workers, window_size=4) for share in shares]
+    return [StreamedSource(stream, Columns(), VIEWS, loading, **kwargs) for loading in loadings]
 
 
 def read(sources: list[StreamedSource], num_batches: int) -> list[list[list[int]]]:
     """The labels of the batches of each process."""
     return [
-        [batch["labels"].tolist() for batch in islice(source.batches(samples_seen=0), num_batches)]
-        for source in sources
+        [batch.labels.tolist() for batch in islice(source.batches(samples_seen=0), num_batches)] for source in sources
     ]
 
 
@@ -152,7 +150,7 @@ def test_broken_images_are_skipped_and_counted(numbered_images: Dataset):
 
     (source,) = sources(numbered_images.map(damage, features=numbered_images.features), 1, 0)
     batches = list(islice(source.batches(0), 15))
-    assert sum(batch["num_skipped"] for batch in batches) == 5
-    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == [
+    assert sum(batch.num_skipped for batch in batches) == 5
+    assert sorted(label for batch in batches for label in batch.labels.tolist()) == [
         label for label in range(50) if label % 10 != 3
     ]

@@ -70,7 +70,7 @@ def test_one_run_for_each_dataset_number_of_shots_and_seed():
 )
 def test_impossible_runs_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        ClassificationArguments(dataset_name="birds", **values).validate()
+        ClassificationArguments(dataset_name="birds", **values).check()
 
 
 # Models

@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from transformers_mage import MageConfig, MageModel
 from transformers_mage.data.labelled_images import EvaluationImages
+from transformers_mage.data.loading import Columns
 from transformers_mage.representation.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
 
 MADE_OF = {"model": "abc", "features": ["layer_2_mean"]}
@@ -20,7 +21,7 @@ def encoder(small_config: MageConfig) -> MageModel:
 @pytest.fixture
 def images(numbered_images: Dataset) -> EvaluationImages:
     """Ten images of one value each, as large as the model's."""
-    return EvaluationImages(numbered_images.take(10), "image", "label", (3, 32, 32))
+    return EvaluationImages(numbered_images.take(10), Columns(), (3, 32, 32))
 
 
 def store(folder: Path, file_format: str = "safetensors", **kwargs) -> FeatureStore:
@@ -120,7 +121,7 @@ def test_broken_images_are_left_out_and_counted(encoder, numbered_images, tmp_pa
     rows = numbered_images.take(10).to_list()
     rows[5]["image"]["bytes"] = b"no image"
     dataset = Dataset.from_list(rows, features=numbered_images.features).cast_column("image", Image(decode=False))
-    images = EvaluationImages(dataset, "image", None, (3, 32, 32))
+    images = EvaluationImages(dataset, Columns(label=None), (3, 32, 32))
 
     report = extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator())
 

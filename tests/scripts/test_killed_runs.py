@@ -25,7 +25,7 @@ MOMENTS = [
     (torch.optim.AdamW, "step", 3),
     (InMemoryImages, "__getitems__", 6),
     (Accelerator, "save_state", 1),
-    (checkpointing, "_put_in_place", 1),
+    (checkpointing, "replace", 1),
     (checkpointing, "_remove_old", 1),
 ]
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from transformers_mage.files import FolderError
 from transformers_mage.training import checkpointing
 from transformers_mage.training.checkpointing import (
     Progress,
@@ -48,11 +49,11 @@ def test_latest_is_the_newest_whole_one(accelerator: Accelerator, tmp_path: Path
     (tmp_path / "checkpoint-3" / "custom_checkpoint_0.pkl").unlink()
     (tmp_path / "checkpoint-x").mkdir()
     assert find_checkpoint("latest", tmp_path).name == "checkpoint-2"
-    with pytest.raises(SystemExit, match="no whole checkpoint"):
+    with pytest.raises(FolderError, match="not a whole checkpoint"):
         find_checkpoint(str(tmp_path / "checkpoint-4"), tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["_finish", "_put_in_place", "_remove_old"])
+@pytest.mark.parametrize("moment", ["_finish", "replace", "_remove_old"])
 def test_killed_while_saving(accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     """What there is when the process dies before that moment is whole, and does not hinder the next attempt."""
     save(accelerator, tmp_path, 1)

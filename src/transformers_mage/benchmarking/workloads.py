@@ -125,13 +125,14 @@ def extract(setting: Setting) -> Run:
     from accelerate import Accelerator
 
     from ..data.labelled_images import EvaluationImages
+    from ..data.loading import Columns
     from ..representation.features import FeatureExtractor, FeatureStore, extract_features
 
     encoder = _for_inference(setting).mage
     if setting.is_compiled:
         encoder.compile()
     pixels = setting.pixels()
-    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), "image", None, tuple(pixels.shape[1:]))
+    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), Columns(label=None), tuple(pixels.shape[1:]))
     extractor, accelerator = FeatureExtractor(encoder), Accelerator(cpu=setting.device.type == "cpu")
 
     def run():
@@ -223,15 +224,14 @@ def load_jpegs(setting: Setting) -> Run:
     """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
     from ..data.images import open_image
     from ..data.indexed import EncodedImages
+    from ..data.loading import Columns
     from ..data.views import ImageViews
 
     config, dataset = setting.model.config, _jpeg_dataset(setting, 1024)
-    views = ImageViews([config.patch_size * side for side in config.grid_size])
+    views = ImageViews(tuple(config.patch_size * side for side in config.grid_size))
     if isinstance(setting.model, PlainMage):
-        return _load(
-            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
-        )
-    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+        views = lambda image, seed, crop=views: crop(open_image(image, 3), seed)  # noqa: E731
+    return _load(setting, EncodedImages(dataset, views, Columns(label=None), seed=0))
 
 
 def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
@@ -250,14 +250,12 @@ def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
 
 def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
     """The batch in equal parts, one of each worker, so that none can have worked ahead."""
+    from ..data.batches import Loading
     from ..data.indexed import IndexedSource
-    from ..training.arguments import TrainingArguments
 
     parts = max(setting.num_workers, 1)
-    arguments = TrainingArguments(
-        train_batch_size=setting.batch_size // parts, dataloader_num_workers=setting.num_workers
-    )
-    batches = IndexedSource(dataset, arguments).batches(samples_seen=0)
+    loading = Loading(setting.batch_size // parts, num_workers=setting.num_workers, timeout=600)
+    batches = IndexedSource(dataset, loading).batches(samples_seen=0)
     return lambda: [next(batches) for _ in range(parts)]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import VQModel
 from transformers import CLIPImageProcessorPil
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_mage import MageConfig
+from ..data.images import evaluation_processor
 from ..modeling_mage import MageForImageClassification, MageForMaskedImageModeling, MagePreTrainedModel
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
@@ -18,8 +18,6 @@ from ..vq_shortcuts import skip_noop_layers
 from .names import convert_model, convert_tokenizer
 from .reading import CheckpointError, OriginalCheckpoint
 
-# The evaluation crop: the shorter side is resized to 292 for images of 256.
-RESIZE = 292 / 256
 PAPER_STEPS, PAPER_TEMPERATURE = 20, 6.0
 # The same weights compute the same up to the order in which sums are taken.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -52,21 +50,11 @@ def tokenizer_of(model: MagePreTrainedModel | VQModel) -> VQModel | None:
 
 def image_processor(config: MageConfig, kind: str) -> CLIPImageProcessorPil:
     """
-    The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did. What is
-    saved is the same for both backends; `AutoImageProcessor` takes torchvision's where there is one.
+    The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did.
     """
-    size = config.image_size
     channels = config.vq_config["in_channels"] if config.vq_config else 3
-    normalises = kind == "classifier" and channels == 3
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": round(RESIZE * size)},
-        crop_size={"height": size, "width": size},
-        resample=3,
-        do_normalize=normalises,
-        image_mean=list(IMAGENET_DEFAULT_MEAN) if normalises else [0.0] * channels,
-        image_std=list(IMAGENET_DEFAULT_STD) if normalises else [1.0] * channels,
-        do_convert_rgb=channels == 3,
-    )
+    size = (config.image_size, config.image_size)
+    return evaluation_processor(size, channels, normalize=kind == "classifier" and channels == 3)
 
 
 def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):

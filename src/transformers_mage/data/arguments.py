@@ -1,9 +1,10 @@
 """What every script that reads images can be told about its data."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..command_line import argument
+from .loading import Columns, DatasetSpec
+from .views import Crops
 
 
 @dataclass
@@ -34,7 +35,7 @@ class DataArguments:
     output_dir: str = argument("outputs", "Where everything that is made goes.")
     seed: int = argument(0, "Seed of the initialisation, the order of the data, the crops and the masks.")
 
-    def validate(self):
+    def check(self):
         """Raises `ValueError` for values that would not do."""
         if not self.has_data():
             raise ValueError("Say what to train on: `--dataset_name NAME_OR_FOLDER`.")
@@ -46,7 +47,14 @@ class DataArguments:
     def has_data(self) -> bool:
         return bool(self.dataset_name)
 
-    def crops(self) -> dict[str, Any]:
-        """What the views of an image are drawn with."""
-        names = ("crop_scale_min", "crop_ratio_max", "horizontal_flip")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def crops(self) -> Crops:
+        """How views of an image are drawn."""
+        return Crops(self.crop_scale_min, self.crop_ratio_max, self.horizontal_flip)
+
+    @property
+    def train_data(self) -> DatasetSpec:
+        """What to train on."""
+        columns = Columns(self.image_column, self.label_column)
+        split, limit = self.train_split, self.max_train_samples
+        return DatasetSpec(self.dataset_name or "", self.dataset_config_name, split, columns, limit, self.streaming)

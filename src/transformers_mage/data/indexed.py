@@ -1,6 +1,7 @@
 """Training data of known length, in memory or decoded when it is fetched."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,11 +10,19 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..training.arguments import TrainingArguments
-from .batches import Batch, DataError, EndlessBatches, loader_options, stack_views
+from .batches import Batch, DataError, EndlessBatches, Loading, stack_views
 from .images import BrokenImageError, center_view, open_image, size_of, to_array
 from .labels import class_column
+from .loading import Columns
 from .views import ImageViews
+
+
+class BatchedDataset(Protocol):
+    """Data of known length, fetched a batch of draws at a time; see [`EndlessBatches`]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, draws: list[int]) -> Batch: ...
 
 
 class InMemoryImages(torch.utils.data.Dataset):
@@ -34,8 +43,7 @@ class InMemoryImages(torch.utils.data.Dataset):
 
     def __getitems__(self, draws: list[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)
-        batch = {"images": self.images[indices]}
-        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+        return Batch(self.images[indices], labels=None if self.labels is None else self.labels[indices])
 
 
 class InMemoryTokens(torch.utils.data.Dataset):
@@ -61,8 +69,8 @@ class InMemoryTokens(torch.utils.data.Dataset):
     def __getitems__(self, draws: list[int]) -> Batch:
         epochs, indices = np.divmod(np.asarray(draws), len(self))
         views = drawn_views(epochs, self.views_per_image, self.input_ids.shape[1])
-        batch = {"input_ids": self.input_ids[indices, views].flatten(0, 1).long()}
-        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+        tokens = self.input_ids[indices, views].flatten(0, 1).long()
+        return Batch(input_ids=tokens, labels=None if self.labels is None else self.labels[indices])
 
 
 def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.ndarray:
@@ -77,15 +85,15 @@ class EncodedImages(torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): with encoded images.
         views ([`ImageViews`]): what to make of them.
-        image_column, label_column (`str`): names of the columns.
+        columns ([`Columns`]): names of its columns.
         seed (`int`): of the views.
     """
 
-    def __init__(self, dataset: Dataset, views: ImageViews, image_column: str, label_column: str | None, seed: int):
+    def __init__(self, dataset: Dataset, views: ImageViews, columns: Columns, seed: int):
         self.dataset = dataset
         self.views = views
-        self.image_column = image_column
-        self.label_column = class_column(dataset, label_column)
+        self.image_column = columns.image
+        self.label_column = class_column(dataset, columns.label)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -103,40 +111,28 @@ class EncodedImages(torch.utils.data.Dataset):
         if not good:
             raise DataError(f"None of {len(draws)} images can be decoded.")
         chosen = [i if view is not None else good[i % len(good)] for i, view in enumerate(views)]
-        batch = {"views": stack_views([views[i] for i in chosen]), "num_skipped": len(views) - len(good)}
-        if self.label_column:
-            batch["labels"] = torch.tensor([rows[self.label_column][i] for i in chosen])
-        return batch
+        pixels, num_skipped = stack_views([views[i] for i in chosen]), len(views) - len(good)
+        labels = torch.tensor([rows[self.label_column][i] for i in chosen]) if self.label_column else None
+        return Batch(pixels, labels=labels, are_views=True, num_skipped=num_skipped)
 
 
 class IndexedSource:
     """
-    Batches of a dataset of known length, in the order of [`EndlessBatches`].
+    Batches of data of known length, in the order of [`EndlessBatches`].
 
     Args:
-        dataset (`torch.utils.data.Dataset`): it makes a batch of a list of draws.
-        arguments ([`TrainingArguments`]): batch size, seed and workers.
-        process_index, num_processes (`int`): which part is this process's.
-        pin_memory (`bool`): whether batches go to a GPU.
+        dataset ([`BatchedDataset`]): it makes a batch of a list of draws.
+        loading ([`Loading`]): how.
     """
 
-    def __init__(
-        self,
-        dataset: torch.utils.data.Dataset,
-        arguments: TrainingArguments,
-        process_index: int = 0,
-        num_processes: int = 1,
-        pin_memory: bool = False,
-    ):
+    def __init__(self, dataset: BatchedDataset, loading: Loading):
         self.dataset = dataset
-        self.num_samples = len(dataset)
-        self.order = {"batch_size": arguments.train_batch_size, "seed": arguments.seed}
-        self.order |= {"process_index": process_index, "num_processes": num_processes}
-        self.loading = loader_options(arguments.dataloader_num_workers, arguments.dataloader_timeout, pin_memory)
+        self.loading = loading
+        self.num_samples: int | None = len(dataset)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
-        order = EndlessBatches(self.num_samples, samples_seen=samples_seen, **self.order)
-        return iter(DataLoader(self.dataset, batch_sampler=order, **self.loading))
+        order = EndlessBatches(len(self.dataset), self.loading, samples_seen)
+        return iter(DataLoader(self.dataset, batch_sampler=order, **self.loading.options()))
 
     def state_dict(self) -> None:
         return None

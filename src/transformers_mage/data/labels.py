@@ -1,4 +1,4 @@
-"""Labels: which column holds them, what they are called, and few-shot subsets of them."""
+"""Labels: what they are called, how they are numbered, and few-shot subsets of them."""
 
 import logging
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from .batches import DataError
+
 logger = logging.getLogger(__name__)
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 # The label of broken images, which no metric and no loss counts.
 IGNORED_LABEL = -100
 
@@ -53,7 +54,7 @@ class Classes:
         Numbers the labels of a column: those of `ClassLabel` are kept, other integers and strings sorted.
 
         Raises:
-            SystemExit: with a message, for labels that are no classes, or all the same.
+            DataError: for labels that are not classes, or all the same.
         """
         feature = dataset.features[label_column]
         if isinstance(feature, ClassLabel):
@@ -64,7 +65,7 @@ class Classes:
             if values != list(range(len(values))):
                 logger.info(f'The labels of "{label_column}" become classes 0 to {len(values) - 1}: {names[:5]}...')
         if len(values) < 2:
-            raise SystemExit(f'There must be two classes or more; the column "{label_column}" holds only {names}.')
+            raise DataError(f'There must be two classes or more; the column "{label_column}" holds only {names}.')
         return cls({value: i for i, value in enumerate(values)}, names)
 
     def number(self, labels: list[Any], label_column: str) -> np.ndarray:
@@ -72,11 +73,11 @@ class Classes:
         The classes' numbers of what stands in a column.
 
         Raises:
-            SystemExit: with a message, for what is none of the classes.
+            DataError: for labels that are not among the classes.
         """
         unknown = sorted(set(labels) - set(self.ids), key=str)
         if unknown:
-            raise SystemExit(
+            raise DataError(
                 f'The column "{label_column}" holds {unknown[:5]}, which are none of the {len(self)} classes of '
                 "training (-1 usually says that there is no label). Leave such images out."
             )
@@ -86,24 +87,15 @@ class Classes:
 def _sorted_values(dataset: Dataset, label_column: str) -> list[Any]:
     feature = dataset.features[label_column]
     if not isinstance(feature, datasets.Value):
-        raise SystemExit(f'The column "{label_column}" must hold classes, integers or strings; it holds {feature}.')
+        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {feature}.')
     values = dataset.unique(label_column)
     if None in values:
-        raise SystemExit(f'Some images have no label in the column "{label_column}". Leave them out.')
+        raise DataError(f'Some images have no label in the column "{label_column}". Leave them out.')
     kinds = {type(value) for value in values}
     if kinds not in ({int}, {str}, {bool}):
         kinds = sorted(kind.__name__ for kind in kinds)
-        raise SystemExit(f'The column "{label_column}" must hold classes, integers or strings; it holds {kinds}.')
+        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {kinds}.')
     return sorted(values)
-
-
-def find_label_column(dataset: Dataset, name: str | None) -> str | None:
-    """The column that is named, or else the only one with classes, or one with a usual name; None without any."""
-    if name in dataset.column_names:
-        return name
-    classes = [column for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    found = classes if len(classes) == 1 else [column for column in LABEL_COLUMNS if column in dataset.column_names]
-    return found[0] if found else None
 
 
 def draw_subset(

@@ -1,43 +1,121 @@
-"""Opens one split of any data set: a folder, files, shards or a name on the Hub."""
+"""Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, IterableDataset, load_dataset, load_from_disk
 
-from ..training.arguments import TrainingArguments
-from .arguments import DataArguments
+from .batches import DataError
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
-def load_images(arguments: TrainingArguments, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns with the images and, where there is one, the classes."""
+
+    image: str = "image"
+    label: str | None = "label"
+
+
+USUAL_COLUMNS = Columns()
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
     """
-    Loads one split of `--dataset_name`: a folder of `save_to_disk`, of parquet files, of webdataset shards or of
-    images, a list of parquet or tar files, local or remote, or else a name on the Hub. Images stay encoded.
+    What to load.
+
+    Attributes:
+        name (`str`): a folder of `save_to_disk`, of parquet files, of webdataset shards or of images; a pattern or
+            address of parquet or tar files; or a name on the Hub.
+        config_name (`str`, *optional*): the configuration, if there are several.
+        split (`str`): one of its splits.
+        columns ([`Columns`]): what the columns are called.
+        limit (`int`, *optional*): take the first rows only.
+        streaming (`bool`): read while training rather than before.
+    """
+
+    name: str
+    config_name: str | None = None
+    split: str = "train"
+    columns: Columns = USUAL_COLUMNS
+    limit: int | None = None
+    streaming: bool = False
+
+    def of_split(self, split: str, limit: int | None = None) -> "DatasetSpec":
+        """Another split of the same data set, without a limit or with another one."""
+        return dataclasses.replace(self, split=split, limit=limit)
+
+
+def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
+    """
+    One split, with all its columns.
 
     Raises:
-        SystemExit: with a message, where there is no such dataset, split or column.
+        DataError: where there is no such data set or split.
     """
-    dataset, name = load_split(arguments, split, streaming), arguments.dataset_name
-    columns = dataset.column_names or []
-    if arguments.image_column not in columns:
-        raise SystemExit(f'{name} has no column "{arguments.image_column}" but {columns}: say `--image_column NAME`.')
-    kept = [name for name in (arguments.image_column, arguments.label_column) if name in columns]
-    dataset = dataset.select_columns(kept).cast_column(arguments.image_column, datasets.Image(decode=False))
-    if arguments.max_train_samples:
-        dataset = dataset.take(arguments.max_train_samples)
-    return dataset
-
-
-def load_split(arguments: DataArguments, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """One split as [`load_images`] finds it, with all its columns."""
-    name = arguments.dataset_name
     try:
-        return _load_any(name, arguments.dataset_config_name, split, streaming)
+        dataset = _load_any(spec)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise SystemExit(f'The split "{split}" of {name} cannot be loaded: {error}') from error
+        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {error}') from error
+    if spec.limit is None:
+        return dataset
+    return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))
 
 
-def _load_any(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+def load_images(spec: DatasetSpec) -> tuple[Dataset | IterableDataset, Columns]:
+    """
+    One split, with nothing but the images, which stay encoded, and their classes, where there are any.
+
+    Returns:
+        The split, and the names of its columns.
+
+    Raises:
+        DataError: where there is no such data set, split or column.
+    """
+    dataset = load_split(spec)
+    columns = find_columns(dataset, spec.columns)
+    kept = [name for name in (columns.image, columns.label) if name is not None]
+    return dataset.select_columns(kept).cast_column(columns.image, datasets.Image(decode=False)), columns
+
+
+def find_columns(dataset: Dataset | IterableDataset, columns: Columns = USUAL_COLUMNS) -> Columns:
+    """
+    The columns with the images and the classes: those that are named, and where they have their usual names and are
+    not there, the only ones that it can be. A data set need not have classes.
+
+    Raises:
+        DataError: naming the columns that there are, where one is missing.
+    """
+    names, features = dataset.column_names or [], dataset.features or {}
+    found = {"image": columns.image, "label": columns.label}
+    if columns.image == USUAL_COLUMNS.image:
+        found["image"] = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or columns.image
+    if columns.label == USUAL_COLUMNS.label:
+        found["label"] = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
+    for kind, name in found.items():
+        if name is not None and name not in names:
+            raise DataError(f'The data set has no column "{name}" but {names}: say `--{kind}_column NAME`.')
+    return Columns(**found)
+
+
+def _only_column(usual: tuple[str, ...], names: list[str], features: Mapping[str, Any], kind: type) -> str | None:
+    """The column with the first of the usual names, or else the only one of a kind, or else one with a usual name."""
+    if usual[0] in names:
+        return usual[0]
+    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+    found = of_kind if len(of_kind) == 1 else [name for name in usual if name in names]
+    return found[0] if found else None
+
+
+def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
+    name, split, streaming = spec.name, spec.split, spec.streaming
     folder = Path(name)
     if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
         dataset = load_from_disk(name)
@@ -51,7 +129,7 @@ def _load_any(name: str, config_name: str | None, split: str, streaming: bool) -
             return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return load_dataset(name, config_name, split=split, streaming=streaming)
+    return load_dataset(name, spec.config_name, split=split, streaming=streaming)
 
 
 def _files(name: str, suffix: str, split: str) -> list[str]:

@@ -9,20 +9,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessorPil
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..command_line import argument
 from ..configuration_mage import MageConfig
-from ..data.batches import Batch, loader_options
+from ..data.batches import DataError
+from ..data.images import evaluation_processor as make_evaluation_processor
 from ..data.images import open_image
-from ..data.labelled_images import EvaluationImages, LabelledImages, find_image_column
-from ..data.labels import IGNORED_LABEL, Classes, find_label_column
-from ..data.loading import load_split
-from ..data.views import RandomViews
+from ..data.labelled_images import EvaluationImages, LabelledImages
+from ..data.labels import IGNORED_LABEL, Classes
+from ..data.loading import find_columns, load_split
 from ..metrics import Accuracy, MeanPerClassAccuracy, Top5Accuracy
 from ..modeling_mage import MageForImageClassification, MageModel
 from ..training.arguments import TrainingArguments
@@ -68,8 +66,8 @@ class ClassificationArguments(TrainingArguments):
             return "1 shot" if self.shots == 1 else f"{self.shots} shots"
         return "all labels" if self.label_fraction is None else f"{100 * self.label_fraction:g} % of labels"
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         if not self.model_name_or_path:
             raise ValueError("Say which model to start from: `--model_name_or_path FOLDER_OR_NAME`.")
         if self.streaming:
@@ -84,24 +82,19 @@ def load_labelled_images(arguments: ClassificationArguments) -> tuple[LabelledIm
     The training and the validation split of `--dataset_name`.
 
     Raises:
-        SystemExit: with a message, where there are no images, no labels, or labels that would not do.
+        DataError: where there are no images, no labels, or labels that would not do.
     """
-    train = _first(load_split(arguments, arguments.train_split), arguments.max_train_samples)
-    validation = _first(load_split(arguments, arguments.validation_split), arguments.max_eval_samples)
-    image_column = find_image_column(train, arguments.image_column)
-    label_column = find_label_column(train, arguments.label_column)
-    if label_column is None:
-        raise SystemExit(
+    spec = arguments.train_data
+    train = load_split(spec)
+    validation = load_split(spec.of_split(arguments.validation_split, arguments.max_eval_samples))
+    columns = find_columns(train, spec.columns)
+    if columns.label is None:
+        raise DataError(
             f'{arguments.dataset_name} has no column "{arguments.label_column}" with labels but '
             f"{train.column_names}: say `--label_column NAME`, or use a dataset with labels."
         )
-    arguments.image_column, arguments.label_column = image_column, label_column
-    classes = Classes.of(train, label_column)
-    return tuple(LabelledImages.of(dataset, image_column, label_column, classes) for dataset in (train, validation))
-
-
-def _first(dataset: Dataset, limit: int | None) -> Dataset:
-    return dataset if limit is None else dataset.take(min(limit, len(dataset)))
+    classes = Classes.of(train, columns.label)
+    return LabelledImages.of(train, columns, classes), LabelledImages.of(validation, columns, classes)
 
 
 def load_encoder(name_or_path: str) -> MageModel:
@@ -186,8 +179,7 @@ def evaluation_loader(
     images: LabelledImages, shape: tuple[int, int, int], arguments: ClassificationArguments, accelerator: Accelerator
 ) -> DataLoader:
     """Batches that `accelerator.gather_for_metrics` counts once, whatever the number of processes."""
-    on_gpu = accelerator.device.type == "cuda"
-    options = loader_options(arguments.dataloader_num_workers, arguments.dataloader_timeout, on_gpu)
+    options = arguments.loading(accelerator).options()
     loader = DataLoader(EvaluationImages.of(images, shape), batch_size=arguments.eval_batch_size, **options)
     return accelerator.prepare(loader)
 
@@ -248,11 +240,6 @@ def evaluate(
     return {name: score.compute() for name, score in scores.items()}
 
 
-def pixels_of(batch: Batch, views: RandomViews) -> torch.Tensor:
-    """Random views of a batch of a training source, on its device: floats in [0, 1]."""
-    return views(batch["images"]) if "images" in batch else batch["views"].float() / 255
-
-
 def evaluation_processor(
     images: LabelledImages, config: MageConfig, do_normalize: bool = False
 ) -> CLIPImageProcessorPil:
@@ -263,19 +250,9 @@ def evaluation_processor(
         do_normalize (`bool`): whether ImageNet's mean and deviation are taken off, as the paper's fine-tuning does.
     """
     channels, height, width = image_shape(config)
-    size = {"height": height, "width": width}
-    first = open_image(images.dataset[0][images.image_column], channels)
-    crops = first.size != (width, height) and height == width
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": round(height * 292 / 256)} if crops else size,
-        do_center_crop=crops,
-        crop_size=size,
-        resample=3,
-        do_normalize=do_normalize,
-        image_mean=list(IMAGENET_DEFAULT_MEAN) if do_normalize else [0.0] * channels,
-        image_std=list(IMAGENET_DEFAULT_STD) if do_normalize else [1.0] * channels,
-        do_convert_rgb=channels == 3,
-    )
+    first = open_image(images.dataset[0][images.columns.image], channels)
+    crop = first.size != (width, height)
+    return make_evaluation_processor((height, width), channels, crop=crop, normalize=do_normalize)
 
 
 def save_classifier(

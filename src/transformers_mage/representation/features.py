@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.batches import loader_options
+from ..data.batches import Loading
 from ..data.labelled_images import EvaluationImages
 from ..data.labels import IGNORED_LABEL
 from ..modeling_mage import MageModel
@@ -251,8 +251,8 @@ def extract_features(
     todo = store.missing()[accelerator.process_index :: accelerator.num_processes]
     accelerator.wait_for_everyone()
     batches = [_split(store.rows(shard), batch_size) for shard in todo]
-    options = loader_options(num_workers, timeout=600, pin_memory=accelerator.device.type == "cuda")
-    loader = iter(DataLoader(images, batch_sampler=list(chain.from_iterable(batches)), **options))
+    loading = Loading(batch_size, num_workers=num_workers, timeout=600, pin_memory=accelerator.device.type == "cuda")
+    loader = iter(DataLoader(images, batch_sampler=list(chain.from_iterable(batches)), **loading.options()))
     counts, start = torch.zeros(2), time.perf_counter()
     num_images = sum(len(store.rows(shard)) for shard in todo)
     is_hidden = not todo or not accelerator.is_local_main_process
@@ -261,7 +261,7 @@ def extract_features(
             columns = _compute(extractor, islice(loader, len(its_batches)), accelerator, dtype, progress_bar)
             columns["index"] = torch.tensor(store.rows(shard))
             is_whole = columns["label"] != IGNORED_LABEL
-            if images.label_column is None:
+            if images.columns.label is None:
                 del columns["label"]
             store.save(shard, {name: values[is_whole] for name, values in columns.items()})
             counts += torch.tensor([len(is_whole), (~is_whole).sum()])

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from accelerate import Accelerator
+
 from ..command_line import argument
 from ..data.arguments import DataArguments
+from ..data.batches import Loading, Share
 
 
 @dataclass
@@ -44,15 +47,30 @@ class TrainingArguments(DataArguments):
     checkpointing_steps: int = argument(1000, "Updates between checkpoints; 0 writes none.")
     checkpoints_total_limit: int = argument(3, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = argument(None, 'A checkpoint\'s folder, or "latest" of `output_dir`.')
-    logging_steps: int = argument(20, "Updates between logged figures.")
+    logging_steps: int = argument(20, "Updates between logged metrics.")
     report_to: str = argument("tensorboard", 'Trackers, with commas between them, or "none".')
     push_to_hub: bool = argument(False, "Push the trained model.")
     hub_model_id: str | None = argument(None, "Repository to push to; by default the name of `output_dir`.")
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         positive = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
         positive += ("checkpoints_total_limit", "shuffle_window")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
+
+    def loading(self, accelerator: Accelerator) -> Loading:
+        """How a process loads its batches."""
+        return Loading(
+            batch_size=self.train_batch_size,
+            seed=self.seed,
+            share=Share.of(accelerator),
+            num_workers=self.dataloader_num_workers,
+            timeout=self.dataloader_timeout,
+            pin_memory=accelerator.device.type == "cuda",
+            in_memory_limit=self.in_memory_limit,
+            max_skipped_share=self.max_skipped_share,
+            window_size=self.shuffle_window,
+            num_retries=self.data_retries,
+        )

@@ -1,8 +1,6 @@
 """Checkpoints that are either whole or not there: written aside, renamed when complete, the last few kept."""
 
 import dataclasses
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
+
+from ..files import FolderError, differences, read_json, remove, replace, sync, write_json
 
 logger = get_logger(__name__)
 
@@ -49,7 +49,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file that was written is there, in its full length."""
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        sizes = read_json(checkpoint / MANIFEST)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -74,9 +74,11 @@ def save_checkpoint(
     Returns:
         `bool`: whether it worked. Otherwise the reason is logged, and the checkpoints before are still there.
     """
+    # All processes write to one folder aside, so `files.written_aside`, which knows of one process, would not do. It
+    # takes its place only after all of them said that they are done: a failure anywhere leaves what was there before.
     aside, final = Path(output_dir, f".{PREFIX}{step}.partial"), Path(output_dir, f"{PREFIX}{step}")
     if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     accelerator.wait_for_everyone()
     failed = torch.zeros(1, device=accelerator.device)
     try:
@@ -94,28 +96,20 @@ def save_checkpoint(
             _report(aside, error)
     if accelerator.reduce(failed, "sum").item():
         if accelerator.is_main_process:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
         return False
     if accelerator.is_main_process:
-        _put_in_place(aside, final)
+        replace(aside, final)
         _remove_old(output_dir, limit)
     accelerator.wait_for_everyone()
     return True
 
 
-def _finish(folder: Path, settings: dict):
+def _finish(folder: Path, settings: dict[str, Any]):
     files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"settings": settings, "files": files}, indent=1, default=str))
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync(path)
-
-
-def _put_in_place(aside: Path, final: Path):
-    if final.exists():
-        _remove(final)
-    aside.rename(final)
-    _sync(final.parent)
+    for name in files:
+        sync(folder / name)
+    write_json(folder / MANIFEST, {"settings": settings, "files": files})
 
 
 def _remove_old(output_dir: str | Path, limit: int):
@@ -126,18 +120,9 @@ def _remove_old(output_dir: str | Path, limit: int):
 def _remove(checkpoint: Path):
     """Renames first, so that a checkpoint is never seen in part."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync(path: Path):
-    """Makes the disk, and not only the operating system, hold what was written."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    remove(doomed)
 
 
 def _report(folder: Path, error: Exception):
@@ -145,7 +130,7 @@ def _report(folder: Path, error: Exception):
     free = shutil.disk_usage(existing).free / 1e6
     logger.error(
         f"The checkpoint {folder} could not be written: {error}. {free:.0f} MB are free there. The checkpoints before "
-        "it are untouched; training goes on and tries again at the next one.",
+        "it are untouched; training continues and tries again at the next one.",
         main_process_only=False,
     )
 
@@ -156,14 +141,14 @@ def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path
     there is any.
 
     Raises:
-        SystemExit: with a message, if the folder that is named holds no whole checkpoint.
+        FolderError: if the folder that is named is not a whole checkpoint.
     """
     if resume_from_checkpoint == "latest":
         return next(reversed(checkpoints(output_dir)), None)
     path = Path(resume_from_checkpoint)
     if not is_whole(path):
         whole = [str(path) for path in checkpoints(output_dir)]
-        raise SystemExit(f"{path} is no whole checkpoint. Those of {output_dir} are {whole}.")
+        raise FolderError(f"{path} is not a whole checkpoint. Those of {output_dir} are {whole}.")
     return path
 
 
@@ -173,8 +158,7 @@ def load_states(checkpoint: Path) -> list[Any]:
     return [torch.load(file, weights_only=True) for file in files]
 
 
-def changed_settings(checkpoint: Path, settings: dict) -> dict[str, tuple]:
+def changed_settings(checkpoint: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Values that differ between a checkpoint and now, as {name: (then, now)}."""
-    then = json.loads((checkpoint / MANIFEST).read_text())["settings"]
-    now = json.loads(json.dumps(settings, default=str))
-    return {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
+    changed = differences(read_json(checkpoint / MANIFEST)["settings"], settings)
+    return {name: (then, now) for name, (then, now) in changed.items() if then != now}

@@ -56,13 +56,13 @@ def num_updates(arguments: TrainingArguments, num_samples: int | None, batch_siz
 def updates_of_epochs(arguments: TrainingArguments, epochs: float, num_samples: int | None, batch_size: int) -> int:
     """
     Raises:
-        SystemExit: with a message, where neither the data nor the command line say how many images there are.
+        ValueError: where neither the data nor the command line say how many images there are.
     """
     if epochs == 0:
         return 0
     num_samples = num_samples or arguments.num_train_samples
     if num_samples is None:
-        raise SystemExit(
+        raise ValueError(
             "A streamed dataset does not say how many images it has: say `--num_train_samples N`, or "
             "`--max_train_steps N --warmup_steps N`."
         )

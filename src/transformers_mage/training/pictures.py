@@ -11,19 +11,19 @@ from PIL import Image
 
 from ..image_tokens import decode_images
 from ..modeling_mage import MageForMaskedImageModeling
+from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 
 
-@torch.no_grad()
-def generate(model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int) -> torch.Tensor:
-    """(num_images, sequence_length) codes made from nothing, without touching torch's global generator."""
-    config = model.config
-    scheduler = MageScheduler(config.mask_token_id, num_inference_steps=num_inference_steps)
+def sample_tokens(
+    model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int
+) -> torch.Tensor:
+    """(num_images, sequence_length) tokens made from nothing, without touching torch's global generator."""
+    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
+    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((num_images, config.sequence_length), config.mask_token_id, device=model.device)
-    for timestep in scheduler.timesteps.tolist():
-        tokens = scheduler.step(model(input_ids=tokens).logits, timestep, tokens, generator).prev_sample
-    return tokens
+    output = pipe(num_images, num_inference_steps=num_inference_steps, generator=generator, output_type="latent")
+    return output.images.flatten(1)
 
 
 def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:

@@ -27,7 +27,7 @@ class MageForPreTraining(nn.Module):
 
     Args:
         mage ([`MageForMaskedImageModeling`]): the model, without its tokenizer.
-        contrastive_weight (`float`): weight of the contrastive loss beside the reconstruction; 0.1 in the paper.
+        contrastive_weight (`float`): weight of the contrastive loss against the reconstruction's 1; 0.1 in the paper.
         temperature (`float`): of the contrastive loss.
     """
 
@@ -53,7 +53,7 @@ class MageForPreTraining(nn.Module):
             masks ([`MageMasks`]): for all of them.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): see [`MageModel`].
             contrast ([`Contrast`], *optional*):
-                the contrastive loss of all passes of an update; by default each has a loss of its own.
+                the contrastive loss of all micro-batches of an update; by default each has a loss of its own.
             only_project (`bool`): compute nothing but the projections that the contrastive loss compares.
 
         Returns:
@@ -110,7 +110,7 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
         tokenizer (`VQModel`): the tokenizer.
 
     Raises:
-        SystemExit: with a message, for values that make no model.
+        ValueError: for values that make no model.
     """
     vq_config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     decided = {
@@ -121,7 +121,7 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
+        raise ValueError(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
     model.mage.vqvae = None
     return model
 

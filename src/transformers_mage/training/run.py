@@ -29,11 +29,23 @@ logger = get_logger(__name__)
 
 # What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 75
+
+
+class InterruptedRunError(RuntimeError):
+    """A run that a signal stopped, after it saved a checkpoint."""
+
+    exit_status = EXIT_INTERRUPTED
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that is infinite or NaN, so that nothing after it is worth keeping."""
+
+
 # Flags that may differ between a checkpoint and its continuation without a word.
 UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
 UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
-# Asking all processes and the device whether something is wrong costs an accelerator a pause.
-PASSES_BETWEEN_QUESTIONS = 10
+# Asking all processes and the device whether something is wrong makes an accelerator wait.
+MICRO_BATCHES_BETWEEN_SYNCS = 10
 
 
 class TrainingRun:
@@ -65,24 +77,25 @@ class TrainingRun:
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
         on_host = accelerator.device.type == "cpu"
         accumulation = accelerator.gradient_accumulation_steps
-        self.updates_between_questions = 1 if on_host else max(PASSES_BETWEEN_QUESTIONS // accumulation, 1)
-        passes = self.updates_between_questions * accumulation
-        self.recent: deque[tuple[int, Batch]] = deque(maxlen=passes)
-        self.losses: deque[torch.Tensor] = deque(maxlen=passes)
+        self.updates_between_syncs = 1 if on_host else max(MICRO_BATCHES_BETWEEN_SYNCS // accumulation, 1)
+        micro_batches = self.updates_between_syncs * accumulation
+        self.recent: deque[tuple[int, Batch]] = deque(maxlen=micro_batches)
+        self.losses: deque[torch.Tensor] = deque(maxlen=micro_batches)
+        self.batch_start = 0
         self.interrupted_by: int | None = None
         self.skipped_here = 0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._interrupt)
 
     @property
-    def samples_per_pass(self) -> int:
+    def samples_per_micro_batch(self) -> int:
         """Images in one forward pass of all processes."""
         return self.arguments.train_batch_size * self.accelerator.num_processes
 
     @property
     def batch_size(self) -> int:
         """Images in one update."""
-        return self.samples_per_pass * self.accelerator.gradient_accumulation_steps
+        return self.samples_per_micro_batch * self.accelerator.gradient_accumulation_steps
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Wraps the model for the topology, and makes its optimizer, unless given, schedule and moving average."""
@@ -119,7 +132,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
-            self._forget_later_figures()
+            self._truncate_metrics()
         simple = (int, float, str, bool)
         config = {k: v if isinstance(v, simple) else str(v) for k, v in as_flat_dict(arguments).items()}
         self.accelerator.init_trackers(Path(arguments.output_dir).name, config)
@@ -132,8 +145,8 @@ class TrainingRun:
         self.logged_at = (time.perf_counter(), self.progress.samples_seen)
         self.model.train()
 
-    def _forget_later_figures(self):
-        """Drops the figures that a killed run logged after the checkpoint, or all of an earlier run."""
+    def _truncate_metrics(self):
+        """Drops what a killed run logged after the checkpoint, or all of an earlier run."""
         file = Path(self.arguments.output_dir, "metrics.jsonl")
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.step))
@@ -160,14 +173,15 @@ class TrainingRun:
         return flags | {"num_processes": self.accelerator.num_processes}
 
     def batches(self) -> Iterator[Batch]:
-        """This process's batches on its device, from where the run is to its end."""
-        device = self.accelerator.device
-        loader = self.source.batches(self.progress.samples_seen)
+        """This process's micro-batches on its device, from where the run is to its end."""
+        device, fetched = self.accelerator.device, self.progress.samples_seen
+        loader = self.source.batches(fetched)
         while self.progress.step < self.total_steps:
             batch = self._next(loader)
-            self.skipped_here += batch.pop("num_skipped", 0)
+            self.skipped_here += batch.num_skipped
             self.recent.append((self.progress.step, batch))
-            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            self.batch_start, fetched = fetched, fetched + self.samples_per_micro_batch
+            yield batch.to(device)
 
     def _next(self, loader: Iterator[Batch]) -> Batch:
         try:
@@ -178,26 +192,40 @@ class TrainingRun:
                 self.save()
             raise
 
-    def generator(self, passes_ahead: int = 0) -> torch.Generator:
-        """Randomness of this pass, or of one that is prepared ahead, of this process, whatever came before."""
-        samples_seen = self.progress.samples_seen + passes_ahead * self.samples_per_pass
-        number = samples_seen * self.accelerator.num_processes + self.accelerator.process_index
+    def generator(self) -> torch.Generator:
+        """Randomness of the micro-batch that [`batches`] gave last, of this process, whatever came before."""
+        number = self.batch_start * self.accelerator.num_processes + self.accelerator.process_index
         return torch.Generator().manual_seed((self.arguments.seed * 1_000_003 + number) % 2**63)
 
     def update(self, loss: torch.Tensor, metrics: dict[str, Metric]):
-        """Backward, and with the last pass of an update its step; then whatever is due: logging, a checkpoint."""
+        """
+        Backward, and with an update's last micro-batch its step; then whatever is due: logging, a checkpoint.
+
+        Raises:
+            InterruptedRunError: after a signal, when a checkpoint was saved.
+            NonFiniteLossError: if a loss is infinite or NaN.
+            DataError: if too many images were broken.
+        """
         accelerator = self.accelerator
         accelerator.backward(loss)
-        if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
-            norm = accelerator.clip_grad_norm_(self.trained_parameters(), self.arguments.max_grad_norm)
-            metrics |= {} if norm is None else {"grad_norm": norm}
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        metrics |= self.clip_and_step()
         self.averages.add(metrics)
         self.losses.append(loss.detach())
-        self.progress.samples_seen += self.samples_per_pass
+        self.progress.samples_seen += self.samples_per_micro_batch
         if accelerator.sync_gradients:
             self._end_update()
+
+    def clip_and_step(self) -> dict[str, Metric]:
+        """The optimizer's step, where the update's last micro-batch is done. Gives the gradients' norm."""
+        norm = self._clip(self.trained_parameters()) if self.accelerator.sync_gradients else None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {} if norm is None else {"grad_norm": norm}
+
+    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor | None:
+        if self.arguments.max_grad_norm <= 0:
+            return None
+        return self.accelerator.clip_grad_norm_(parameters, self.arguments.max_grad_norm)
 
     def _end_update(self):
         self.progress.step += 1
@@ -210,8 +238,8 @@ class TrainingRun:
         is_last = step == self.total_steps
         must_save = bool(every) and (step % every == 0 or is_last)
         must_stop = False
-        if must_save or is_last or step % self.updates_between_questions == 0:
-            must_stop = self._ask_everyone()
+        if must_save or is_last or step % self.updates_between_syncs == 0:
+            must_stop = self._sync_stop_flags()
         if step % self.arguments.logging_steps == 0 or is_last:
             self._log()
         for steps, function in self.every:
@@ -220,14 +248,15 @@ class TrainingRun:
         if must_save or must_stop:
             self.save()
         if must_stop and not is_last:
-            logger.warning(f"Stopped by a signal after {step} updates. Go on with `--resume_from_checkpoint latest`.")
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise InterruptedRunError(
+                f"Stopped by a signal after {step} updates. Resume with `--resume_from_checkpoint latest`."
+            )
 
     def _interrupt(self, number: int, frame: object):
         self.interrupted_by = number
 
-    def _ask_everyone(self) -> bool:
-        """Whether a process was told to stop. Ends the run if a loss is no number, before that is saved."""
+    def _sync_stop_flags(self) -> bool:
+        """Whether any process was told to stop. Ends the run if a loss is not finite, before that is saved."""
         is_finite = torch.stack(list(self.losses)).isfinite().all()
         troubles = torch.stack([~is_finite, is_finite.new_tensor(self.interrupted_by is not None)]).float()
         not_finite, interrupted = self.accelerator.reduce(troubles, "sum").tolist()
@@ -243,9 +272,10 @@ class TrainingRun:
             step, batch = self.recent[bad]
             rank = self.accelerator.process_index
             file = Path(self.arguments.output_dir, f"nonfinite-loss-step-{step + 1}-process-{rank}.pt")
-            torch.save({"step": step + 1, "loss": losses[bad], "batch": batch, "progress": vars(self.progress)}, file)
+            found = {"step": step + 1, "loss": losses[bad], "progress": vars(self.progress), "batch": batch.tensors()}
+            torch.save(found, file)
             where = f"in update {step + 1}; its batch is in {file}"
-        raise SystemExit(f"The loss is no finite number {where}. The checkpoints before it are untouched.")
+        raise NonFiniteLossError(f"The loss is not finite {where}. The checkpoints before it are untouched.")
 
     def save(self) -> bool:
         """Writes a checkpoint; see [`save_checkpoint`]."""
@@ -260,22 +290,22 @@ class TrainingRun:
 
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
-        figures = self.averages.pop()
-        figures["learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics = self.averages.pop()
+        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         speed = (self.progress.samples_seen - seen) / (now - then)
-        figures["images_per_second"] = speed
+        metrics["images_per_second"] = speed
         peak = peak_flops(self.accelerator.device)
         if self.flops_per_image and peak:
-            figures["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
+            metrics["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
         self._count_skipped()
-        figures["skipped_images"] = self.progress.num_skipped
+        metrics["skipped_images"] = self.progress.num_skipped
         num_samples = self.source.num_samples or self.arguments.num_train_samples
         if num_samples:
-            figures["epoch"] = self.progress.samples_seen / num_samples
+            metrics["epoch"] = self.progress.samples_seen / num_samples
         self.logged_at = (now, self.progress.samples_seen)
-        self.log(figures)
-        shown = {"loss": f"{figures['loss']:.4f}", "images_s": f"{speed:.0f}"}
-        self.progress_bar.set_postfix(shown | ({"mfu": f"{figures['mfu']:.2f}"} if "mfu" in figures else {}))
+        self.log(metrics)
+        shown = {"loss": f"{metrics['loss']:.4f}", "images_s": f"{speed:.0f}"}
+        self.progress_bar.set_postfix(shown | ({"mfu": f"{metrics['mfu']:.2f}"} if "mfu" in metrics else {}))
 
     def _count_skipped(self):
         skipped = torch.tensor(self.skipped_here, device=self.accelerator.device)
@@ -284,7 +314,7 @@ class TrainingRun:
         num_skipped, share = self.progress.num_skipped, self.arguments.max_skipped_share
         if num_skipped > max(share * self.progress.samples_seen, 0 if share == 0 else 10):
             self.save()
-            raise SystemExit(
+            raise DataError(
                 f"{num_skipped} of {self.progress.samples_seen} images were broken, more than `--max_skipped_share` "
                 f"{share}. Look at the data, or allow more."
             )
@@ -304,12 +334,12 @@ class TrainingRun:
             if self.ema is not None:
                 self.ema.restore(parameters)
 
-    def log(self, figures: dict[str, float]):
-        """Sends figures to the trackers, and to `metrics.jsonl`, a line each time."""
-        self.accelerator.log(figures, step=self.progress.step)
+    def log(self, metrics: dict[str, float]):
+        """Sends metrics to the trackers, and to `metrics.jsonl`, a line each time."""
+        self.accelerator.log(metrics, step=self.progress.step)
         if self.accelerator.is_main_process:
             with Path(self.arguments.output_dir, "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.progress.step, **figures}) + "\n")
+                file.write(json.dumps({"step": self.progress.step, **metrics}) + "\n")
 
     def finish(self) -> dict[str, torch.Tensor] | None:
         """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
@@ -348,7 +378,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     The topology that `accelerate launch` or the environment says.
 
     Raises:
-        SystemExit: with a message, if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
+        ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
@@ -362,17 +392,17 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         project_config=ProjectConfiguration(arguments.output_dir, logging_dir=str(Path(arguments.output_dir, "logs"))),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise SystemExit(
+        raise ValueError(
             "fp16 needs a GPU: Accelerate would compute in float32. Say `--mixed_precision bf16` or `no`."
         )
-    one_pass = arguments.train_batch_size * accelerator.num_processes
+    micro_batch = arguments.train_batch_size * accelerator.num_processes
     if arguments.total_batch_size:
-        if arguments.total_batch_size % one_pass:
-            raise SystemExit(
-                f"`--total_batch_size` {arguments.total_batch_size} is no multiple of the {one_pass} images of one "
-                f"pass ({accelerator.num_processes} processes x `--train_batch_size` {arguments.train_batch_size})."
+        if arguments.total_batch_size % micro_batch:
+            raise ValueError(
+                f"`--total_batch_size` {arguments.total_batch_size} is not a multiple of the {micro_batch} images of "
+                f"{accelerator.num_processes} processes with `--train_batch_size` {arguments.train_batch_size}."
             )
-        accelerator.gradient_accumulation_steps = arguments.total_batch_size // one_pass
+        accelerator.gradient_accumulation_steps = arguments.total_batch_size // micro_batch
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator

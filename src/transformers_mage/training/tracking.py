@@ -10,7 +10,7 @@ from ..configuration_mage import MageConfig
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling
 
-# A mean over the passes of all processes, or the sum and the weight of one.
+# A mean over the micro-batches of all processes, or the sum and the weight of one.
 Metric = torch.Tensor | tuple[torch.Tensor, torch.Tensor | float]
 
 # Dense bfloat16 operations a second, as the vendors state them.
@@ -18,14 +18,14 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "
 
 
 class Averages:
-    """Means of what is measured in each pass. The names must be the same in all processes."""
+    """Means of what is measured in each micro-batch. The names must be the same in all processes."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.sums: dict[str, torch.Tensor] = {}
 
     def add(self, metrics: dict[str, Metric]):
-        """Takes a pass's values, or (sum, weight) of values that count for more or less than one pass."""
+        """Takes a micro-batch's values, or (sum, weight) of values that count for more or less than one."""
         device = self.accelerator.device
         for name, value in metrics.items():
             total, weight = value if isinstance(value, tuple) else (value, 1.0)
@@ -51,8 +51,8 @@ def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
 
 def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 5) -> dict[str, Metric]:
     """
-    The loss, sorted into buckets of the masking ratio between 0.5 and 1, by the pass's mean ratio. Every bucket is
-    there; all but one have no weight.
+    The loss, sorted into buckets of the masking ratio between 0.5 and 1, by the micro-batch's mean ratio. Every bucket
+    is there; all but one have no weight.
     """
     ratio = masks.num_masked / masks.bool_masked_pos.numel()
     bucket = min(max(int((ratio - 0.5) * 2 * num_buckets), 0), num_buckets - 1)
