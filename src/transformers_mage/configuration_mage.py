@@ -60,6 +60,8 @@ class MageConfig(PreTrainedConfig):
         representation_size (`int`, *optional*):
             Numbers in a representation that generation is conditioned on (RCG, arXiv 2312.03701); `None` for models
             without.
+        representation_source (`dict`, *optional*):
+            Where these representations come from: the values of a [`RepresentationSource`].
         representation_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability that a training image's representation is replaced by the learned empty one, for guidance.
         classifier_pooling (`str`, *optional*, defaults to `"mean"`):
@@ -114,6 +116,7 @@ class MageConfig(PreTrainedConfig):
     class_dropout_prob: float | int = 0.1
     class_embedding_is_normalized: bool = True
     representation_size: int | None = None
+    representation_source: dict[str, Any] | None = None
     representation_dropout_prob: float | int = 0.1
     classifier_pooling: str = "mean"
     classifier_batch_norm: bool = False
