@@ -8,6 +8,7 @@ The digits model:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
+from transformers_mage.data.arguments import TokenizerArguments
 from transformers_mage.data.batches import DataError, Loading, Source
 from transformers_mage.data.indexed import IndexedSource, InMemoryTokens
 from transformers_mage.data.loading import load_images
@@ -25,17 +27,25 @@ from transformers_mage.data.sources import create_source, load_into_memory
 from transformers_mage.data.token_cache import CachedTokens, cached_class_settings
 from transformers_mage.data.tokenization import (
     BatchTokenizer,
+    first_images,
     image_size,
     load_tokenizer,
+    patch_size,
+    settle_pixel_range,
     tokenize_views,
     validation_tokens,
 )
 from transformers_mage.data.views import ImageViews
+from transformers_mage.files import check_inside
+from transformers_mage.hub.publishing import Publisher
+from transformers_mage.image_tokens import pixel_range, set_pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_updates
 from transformers_mage.training.pictures import picture, sample_tokens, save_picture
-from transformers_mage.training.pretraining import MageForPreTraining, build_model, save_model, training_labels
+from transformers_mage.training.pretraining import MageForPreTraining, build_model, model_values, training_labels
+from transformers_mage.training.publishing import publish_checkpoints, write_generator
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
 from transformers_mage.training.validation import evaluate
@@ -45,10 +55,11 @@ WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MU
 
 
 @dataclass
-class MageArguments(TrainingArguments):
-    model: dict = field(init=False, default_factory=dict)
-    tokenizer_name_or_path: str | None = argument(
-        None, "A `VQModel`'s folder or Hub name, or that of a MAGE model; by default the token cache's."
+class MageArguments(TokenizerArguments, TrainingArguments):
+    model: dict = field(
+        init=False,
+        default_factory=dict,
+        metadata=group("fields of MageConfig; what the tokenizer decides need not be said.", model_values),
     )
     pretrained_model_name_or_path: str | None = argument(
         None, "Start from the weights of this MAGE model, with its tokenizer."
@@ -72,7 +83,15 @@ class MageArguments(TrainingArguments):
 
     def check(self):
         super().check()
+        check_numbers(self, "tokenized_views contrastive_weight validation_steps sample_steps", at_least=0)
+        check_numbers(self, "contrastive_temperature", more_than=0)
+        check_numbers(self, "max_validation_samples num_inference_steps", at_least=1)
         self.tokenizer_name_or_path = self.tokenizer_name_or_path or self.pretrained_model_name_or_path
+        if self.validation_split is not None:
+            check_inside(self.output_dir, self.validation_split, "--validation_split")
+        if self.tokenized_views and (self.token_cache or self.streaming):
+            other = "--token_cache" if self.token_cache else "--streaming"
+            raise ValueError(f"`--tokenized_views` encodes images in memory: leave it out, or `{other}`.")
         if not self.tokenizer_name_or_path and not self.token_cache:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
         if self.freeze_encoder and not self.pretrained_model_name_or_path:
@@ -92,8 +111,9 @@ class MageArguments(TrainingArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
-    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or Path(arguments.token_cache, "tokenizer"))
+    tokenizer = open_tokenizer(arguments)
     mage = create_model(arguments, tokenizer)
     config = mage.config
     if arguments.gradient_checkpointing:
@@ -114,6 +134,9 @@ def main(argv: list[str] | None = None):
             lambda: run.log(evaluate(model, held_out, arguments.train_batch_size, accelerator)),
         )
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
+    publisher = Publisher.of(arguments, accelerator)
+    write = partial(write_generator, config=config, tokenizer=tokenizer, arguments=arguments, name=publisher.name)
+    publish_checkpoints(run, publisher, write)
     set_seed(arguments.seed, device_specific=True)
     run.start()
     inputs = model_inputs(run, BatchTokenizer(tokenizer, views.on_device()), config)
@@ -126,8 +149,22 @@ def main(argv: list[str] | None = None):
 
     state = run.finish()
     if accelerator.is_main_process:
-        hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
-        save_model(state, config, tokenizer, arguments.output_dir, **hub)
+        publisher.publish(partial(write, state))
+
+
+def open_tokenizer(arguments: MageArguments) -> VQModel:
+    """The tokenizer that the tokens of the cache are of, or that the command line names."""
+    cached = Path(arguments.token_cache, "tokenizer") if arguments.token_cache else None
+    if not arguments.tokenizer_name_or_path:
+        return load_tokenizer(cached)
+    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder)
+    if cached is not None:
+        if cached.is_dir():
+            set_pixel_range(tokenizer, *pixel_range(load_tokenizer(cached)))
+        return tokenizer
+    images = partial(first_images, tokenizer, arguments.train_data, 16 * patch_size(tokenizer))
+    settle_pixel_range(tokenizer, arguments.tokenizer_pixel_range, images)
+    return tokenizer
 
 
 def model_inputs(run: TrainingRun, tokenizer: BatchTokenizer, config: MageConfig) -> Iterator[dict[str, Any]]:

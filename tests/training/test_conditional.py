@@ -50,6 +50,17 @@ def test_training_continues_from_an_unconditional_model(small_model: MageForMask
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
+@torch.no_grad()
+def test_a_larger_grid_starts_from_interpolated_positions(small_model: MageForMaskedImageModeling, tmp_path):
+    """The same as interpolating in each forward pass; all other weights are the trained ones."""
+    small_model.save_pretrained(tmp_path)
+    model = load_for_training(str(tmp_path), {"image_size": 64}).eval()
+    assert model.config.grid_size == (16, 16)
+    tokens = torch.randint(16, (2, 256))
+    expected = small_model(input_ids=tokens.view(2, 16, 16), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+
+
 def test_without_names_there_are_as_many_labels_as_classes(small_model: MageForMaskedImageModeling, tmp_path):
     small_model.save_pretrained(tmp_path)
     assert load_for_training(str(tmp_path), {"num_classes": 5}).config.num_labels == 5
@@ -59,7 +70,7 @@ def test_another_model_is_refused(small_model: MageForMaskedImageModeling, tmp_p
     small_model.save_pretrained(tmp_path)
     with pytest.raises(FolderError, match="cannot be"):
         load_for_training(str(tmp_path), {"hidden_size": 64})
-    with pytest.raises(FolderError, match="is another model than `model` says"):
+    with pytest.raises(FolderError, match=r"cannot be trained further: .* lacks \d+ of the weights"):
         load_for_training(str(tmp_path), {"num_hidden_layers": 3})
     with pytest.raises(FolderError, match="/no/such/folder cannot be trained further"):
         load_for_training("/no/such/folder", {})

@@ -15,6 +15,8 @@ from transformers_mage import MageConfig, MageForMaskedImageModeling, MageMasks,
 from transformers_mage.training.contrastive import contrast_micro_batches
 from transformers_mage.training.pretraining import MageForPreTraining
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 16
 
 

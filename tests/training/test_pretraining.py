@@ -56,6 +56,7 @@ def test_the_contrastive_loss_is_weighted_and_only_for_training(config: MageConf
     assert torch.equal(loss, metrics["reconstruction_loss"])
 
 
+@pytest.mark.slow
 def test_the_model_compiles_to_one_graph_for_all_ratios(config: MageConfig):
     graphs = []
 

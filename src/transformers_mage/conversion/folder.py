@@ -1,9 +1,7 @@
 """Makes models of original checkpoints, writes them as folders and holds what was written against what was meant."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -52,9 +50,8 @@ def image_processor(config: MageConfig, kind: str) -> CLIPImageProcessorPil:
     """
     The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did.
     """
-    channels = config.vq_config["in_channels"] if config.vq_config else 3
-    size = (config.image_size, config.image_size)
-    return evaluation_processor(size, channels, normalize=kind == "classifier" and channels == 3)
+    channels = config.num_channels
+    return evaluation_processor(config.image_height_width, channels, normalize=kind == "classifier" and channels == 3)
 
 
 def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):
@@ -73,8 +70,8 @@ def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):
     processor.save_pretrained(folder)
 
 
-def read_model(folder: Path, model_class: type) -> MagePreTrainedModel | VQModel:
-    """The model in a folder, as a user would load it."""
+def read_model(folder: Path, model_class: Any) -> MagePreTrainedModel | VQModel:
+    """The model of a class that has `from_pretrained`, as a user would load it."""
     model = model_class.from_pretrained(folder)
     if isinstance(model, VQModel):
         skip_noop_layers(model.requires_grad_(False))
@@ -93,7 +90,8 @@ def forward_pass(model: MagePreTrainedModel | VQModel) -> dict[str, torch.Tensor
     if isinstance(model, MageForImageClassification):
         return outputs | {"logits": model(input_ids=tokens).logits}
     tokens[:, ::2] = config.mask_token_id
-    return outputs | {"features": model.mage(input_ids=tokens).pooler_output, "logits": model(input_ids=tokens).logits}
+    features = model.base_model(input_ids=tokens).pooler_output
+    return outputs | {"features": features, "logits": model(input_ids=tokens).logits}
 
 
 def compare_passes(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
@@ -116,31 +114,8 @@ def compare_passes(before: dict[str, torch.Tensor], after: dict[str, torch.Tenso
     return worst
 
 
-@contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """
-    A path beside `out` to write to, which becomes `out` when all went well and disappears when not: what is at `out`
-    is always whole.
-
-    Raises:
-        CheckpointError: where something is at `out` already, or nothing can be written there.
-    """
-    check_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {out}: {error.strerror}.") from error
-    with aside as folder:
-        path = Path(folder) / out.name
-        yield path
-        if out.is_dir():
-            out.rmdir()
-        path.rename(out)
-
-
 def check_free(out: Path):
-    """Refuses to overwrite."""
+    """Refuses to overwrite; the place may be an empty folder."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists already. Choose another place, or remove it first.")
 

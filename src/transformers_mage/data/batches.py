@@ -1,12 +1,14 @@
 """What a source of training data gives, how it is loaded, and the order of its batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from ..processes import be_a_loading_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,12 +46,15 @@ class Batch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """What a loader calls, so that a GPU can fetch the batch while it computes."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **mapped)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Loading:
             "pin_memory": self.pin_memory,
             "timeout": self.timeout if self.num_workers else 0,
             "generator": torch.Generator(),
+            "worker_init_fn": be_a_loading_process if self.num_workers else None,
         }
 
 

@@ -1,7 +1,7 @@
 """Training data of known length, in memory or decoded when it is fetched."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from .loading import Columns
 from .views import ImageViews
 
 
-class BatchedDataset(Protocol):
+class BatchedDataset(torch.utils.data.Dataset, ABC):
     """Data of known length, fetched a batch of draws at a time; see [`EndlessBatches`]."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitems__(self, draws: list[int]) -> Batch: ...
 
 
-class InMemoryImages(torch.utils.data.Dataset):
+class InMemoryImages(BatchedDataset):
     """
     Decoded images, fetched a batch at a time.
 
@@ -46,7 +48,7 @@ class InMemoryImages(torch.utils.data.Dataset):
         return Batch(self.images[indices], labels=None if self.labels is None else self.labels[indices])
 
 
-class InMemoryTokens(torch.utils.data.Dataset):
+class InMemoryTokens(BatchedDataset):
     """
     Tokens of several random views of each image. Another view is drawn in each epoch.
 
@@ -78,7 +80,7 @@ def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.
     return (np.arange(views_per_image)[:, None] + views_per_image * epochs) % num_views
 
 
-class EncodedImages(torch.utils.data.Dataset):
+class EncodedImages(BatchedDataset):
     """
     Images that are decoded when they are fetched. In place of a broken one, the batch repeats another, and says so.
 
@@ -101,17 +103,18 @@ class EncodedImages(torch.utils.data.Dataset):
 
     def __getitems__(self, draws: list[int]) -> Batch:
         rows = self.dataset[[draw % len(self) for draw in draws]]
-        views = []
+        views: list[torch.Tensor | None] = []
         for draw, image in zip(draws, rows[self.image_column], strict=True):
             try:
                 views.append(self.views(image, (self.seed, draw)))
             except BrokenImageError:
                 views.append(None)
-        good = [i for i, view in enumerate(views) if view is not None]
+        good = {i: view for i, view in enumerate(views) if view is not None}
         if not good:
             raise DataError(f"None of {len(draws)} images can be decoded.")
-        chosen = [i if view is not None else good[i % len(good)] for i, view in enumerate(views)]
-        pixels, num_skipped = stack_views([views[i] for i in chosen]), len(views) - len(good)
+        spare = list(good)
+        chosen = [i if i in good else spare[i % len(spare)] for i in range(len(views))]
+        pixels, num_skipped = stack_views([good[i] for i in chosen]), len(views) - len(good)
         labels = torch.tensor([rows[self.label_column][i] for i in chosen]) if self.label_column else None
         return Batch(pixels, labels=labels, are_views=True, num_skipped=num_skipped)
 
@@ -171,7 +174,8 @@ def decode_images(
         `torch.Tensor` of shape `(num_images, channels, height, width)`, uint8, and the indices of these images.
     """
     channels, height, width = shape
-    images, kept = torch.empty(len(dataset), *shape, dtype=torch.uint8), []
+    images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
+    kept: list[int] = []
     column = dataset.select_columns([image_column])
     for i, row in enumerate(tqdm(column, desc="Decoding images", leave=False)):
         try:
@@ -188,10 +192,10 @@ def validation_images(
     dataset: Dataset | IterableDataset, image_column: str, shape: tuple[int, int, int], limit: int
 ) -> torch.Tensor:
     """(num_images, channels, height, width) uint8 evaluation crops of the first `limit` images that are whole."""
-    images, (channels, *size) = [], shape
+    images, (channels, height, width) = [], shape
     for row in dataset:
         try:
-            images.append(center_view(row[image_column], tuple(size), channels))
+            images.append(center_view(row[image_column], (height, width), channels))
         except BrokenImageError:
             continue
         if len(images) == limit:

@@ -36,7 +36,7 @@ class LabelledImages:
             DataError: where a column is missing, holds no images, or labels of other classes.
         """
         missing = [name for name in (columns.image, columns.label) if name not in dataset.column_names]
-        if missing or not len(dataset):
+        if missing or columns.label is None or not len(dataset):
             problem = f'no column "{missing[0]}" but {dataset.column_names}' if missing else "no images"
             raise DataError(f"A split of the data set has {problem}.")
         numbers = classes.number(dataset[columns.label][:], columns.label)
@@ -70,7 +70,8 @@ def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
     Raises:
         DataError: if none of the first ones can be decoded.
     """
-    column, error = dataset.select_columns([image_column]), None
+    column = dataset.select_columns([image_column])
+    error: Exception | None = None
     try:
         column = column.cast_column(image_column, datasets.Image(decode=False))
         for row in column.take(min(len(column), 10)):

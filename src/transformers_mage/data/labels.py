@@ -1,12 +1,12 @@
 """Labels: what they are called, how they are numbered, and few-shot subsets of them."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 
@@ -93,19 +93,19 @@ def _sorted_values(dataset: Dataset, label_column: str) -> list[Any]:
         raise DataError(f'Some images have no label in the column "{label_column}". Leave them out.')
     kinds = {type(value) for value in values}
     if kinds not in ({int}, {str}, {bool}):
-        kinds = sorted(kind.__name__ for kind in kinds)
-        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {kinds}.')
+        names = sorted(kind.__name__ for kind in kinds)
+        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {names}.')
     return sorted(values)
 
 
 def draw_subset(
-    labels: Sequence[int], shots_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
+    labels: npt.ArrayLike, shots_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
 ) -> np.ndarray:
     """
     Indices of a class-balanced subset, in order. A larger subset of the same seed holds the smaller ones.
 
     Args:
-        labels (`Sequence[int]` of length `num_images`): classes.
+        labels (array of shape `(num_images,)`): classes.
         shots_per_class (`int`, *optional*): images of each class.
         label_fraction (`float`, *optional*): share of each class's images instead, and at least one.
         seed (`int`): of the draw.
@@ -130,7 +130,7 @@ def draw_subset(
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = []
     for label, count in zip(classes, counts, strict=True):
-        size = shots_per_class if shots_per_class is not None else max(round(float(label_fraction * count)), 1)
+        size = shots_per_class or max(round(float((label_fraction or 1) * count)), 1)
         chosen.append(order[labels[order] == label][:size])
     return np.sort(np.concatenate(chosen))
 
@@ -146,7 +146,7 @@ def _check(shots_per_class: int | None, label_fraction: float | None):
         raise ValueError(f"`label_fraction` must lie in (0, 1], got {label_fraction}.")
 
 
-def hold_out(labels: Sequence[int], share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: npt.ArrayLike, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     Splits the indices of a training set into two, to choose hyper-parameters on the second: `share` of each class,
     rounded down, so that a class of few images gives none.

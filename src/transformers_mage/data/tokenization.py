@@ -1,6 +1,10 @@
 """From images to tokens: loading a tokenizer, and encoding batches and whole data sets with it."""
 
+import inspect
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -8,7 +12,8 @@ from tqdm.auto import tqdm
 
 from ..configuration_mage import MageConfig
 from ..files import FolderError
-from ..image_tokens import encode_images
+from ..hub_folders import fetch_folder, weight_patterns
+from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
 from ..modeling_mage import MageModel
 from ..vq_shortcuts import skip_noop_layers
 from .batches import Batch
@@ -16,21 +21,150 @@ from .indexed import validation_images
 from .loading import DatasetSpec, load_images
 from .views import RandomViews
 
+logger = logging.getLogger(__name__)
 
-def load_tokenizer(name_or_path: str) -> VQModel:
+# Names of what black and white may be to a tokenizer.
+PIXEL_RANGES = {"unit": PIXEL_RANGE, "symmetric": (-1.0, 1.0)}
+# How many decibels better one range of pixels must be reconstructed than the other to be taken for the tokenizer's.
+CLEARLY_BETTER = 3.0
+
+
+class TokenizerError(FolderError):
+    """A folder or a repository without a tokenizer that MAGE can stand on."""
+
+
+def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQModel:
     """
-    Loads a tokenizer from a `VQModel`'s folder or from that of a MAGE model, frozen.
+    Loads a tokenizer, frozen: any stock `VQModel` of diffusers, or that of a MAGE model.
+
+    Args:
+        name_or_path (`str` or `Path`): a folder, or the name of a repository of the Hub.
+        subfolder (`str`, *optional*): where in it; pipelines keep theirs in `vqvae`.
 
     Raises:
-        FolderError: where there is none.
+        TokenizerError: where there is none, or it is no `VQModel`.
     """
+    where = f"{name_or_path}/{subfolder}" if subfolder else str(name_or_path)
     try:
-        is_mage = "vq_config" in (Path(name_or_path, "config.json").read_text() if Path(name_or_path).is_dir() else "")
-        vqvae = MageModel.from_pretrained(name_or_path).vqvae if is_mage else VQModel.from_pretrained(name_or_path)
+        folder = name_or_path if Path(name_or_path).is_dir() else _fetch(str(name_or_path), subfolder)
+        config = VQModel.load_config(folder, subfolder=subfolder)
+        _check_class(config, where)
+        model_class = MageModel if "vq_config" in config else VQModel
+        # transformers takes no subfolder for none, rather than `None`.
+        model = model_class.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}))
+    except TokenizerError:
+        raise
     except (OSError, ValueError) as error:
-        raise FolderError(f"There is no tokenizer in {name_or_path}: {error}") from error
+        hint = "" if subfolder else " If it is in a subfolder, say `--tokenizer_subfolder vqvae`."
+        raise TokenizerError(f"There is no tokenizer in {where}: {error}{hint}") from error
+    vqvae = model if isinstance(model, VQModel) else model.vqvae
+    if vqvae is None:
+        raise TokenizerError(f"There is no tokenizer in {where}: the model takes tokens only.")
+    if model is not vqvae:
+        set_pixel_range(vqvae, *pixel_range(vqvae))
     skip_noop_layers(vqvae.requires_grad_(False))
     return vqvae.eval()
+
+
+def _fetch(name: str, subfolder: str | None) -> str:
+    files = ("config.json", "diffusion_pytorch_model*.safetensors*", *weight_patterns())
+    return fetch_folder(name, [f"{subfolder}/{file}" if subfolder else file for file in files])
+
+
+def _check_class(config: Mapping[str, Any], where: str):
+    name = config.get("_class_name", "VQModel")
+    if name != "VQModel" and "vq_config" not in config:
+        raise TokenizerError(
+            f"{where} holds a {name}, and MAGE needs tokens of a codebook: a `VQModel` of diffusers, as those of "
+            "aMUSEd or of the latent diffusion models of 2021. An autoencoder with continuous latents has no tokens."
+        )
+
+
+def check_image_size(tokenizer: VQModel, image_size: int):
+    """
+    Raises:
+        TokenizerError: where images of that side, in pixels, are no whole number of tokens.
+    """
+    side = patch_size(tokenizer)
+    if image_size % side:
+        fits = max(image_size // side, 1) * side
+        raise TokenizerError(
+            f"A token of this tokenizer is {side} x {side} pixels, and images of `--image_size` {image_size} are no "
+            f"whole number of them. {fits} or {fits + side} would do."
+        )
+
+
+def patch_size(tokenizer: VQModel) -> int:
+    """Side, in pixels, of the square that one token stands for."""
+    return 2 ** (len(tokenizer.config.block_out_channels) - 1)
+
+
+def settle_pixel_range(tokenizer: VQModel, said: str, images: Callable[[], torch.Tensor]) -> None:
+    """
+    Notes in the tokenizer's configuration what black and white are to it, if that is not there yet. No stock
+    `VQModel`'s configuration tells; those of latent diffusion take pixels in [-1, 1].
+
+    Args:
+        said (`str`): a name of `PIXEL_RANGES`; or "auto" to take [-1, 1] where images are reconstructed clearly better
+            that way, and [0, 1] otherwise.
+        images (callable): gives a few real images `(N, C, H, W)`, uint8, if they are needed.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if said not in ("auto", *PIXEL_RANGES):
+        raise ValueError(f'`--tokenizer_pixel_range` takes auto, {", ".join(PIXEL_RANGES)}; got "{said}".')
+    if said != "auto":
+        set_pixel_range(tokenizer, *PIXEL_RANGES[said])
+    elif PIXEL_RANGE_ENTRY not in tokenizer.config:
+        pixels = images().float() / 255
+        unit, symmetric = (_psnr(_reconstruct(tokenizer, pixels, range_), pixels) for range_ in PIXEL_RANGES.values())
+        # What an untrained tokenizer makes is nearer to grey than to black, and no sign of anything.
+        grey = _psnr(pixels.mean(), pixels)
+        set_pixel_range(tokenizer, *PIXEL_RANGE)
+        if symmetric > max(unit, grey) + CLEARLY_BETTER:
+            set_pixel_range(tokenizer, *PIXEL_RANGES["symmetric"])
+            logger.info(
+                f"The tokenizer takes pixels in [-1, 1]: it reconstructs {len(pixels)} images at {symmetric:.1f} dB "
+                f"that way, and at {unit:.1f} dB in [0, 1]. Say `--tokenizer_pixel_range unit` if that is wrong."
+            )
+
+
+def first_images(tokenizer: VQModel, spec: DatasetSpec, side: int, limit: int = 2) -> torch.Tensor:
+    """(limit, channels, side, side) uint8 evaluation crops of a split's first images."""
+    dataset, columns = load_images(spec)
+    return validation_images(dataset, columns.image, (tokenizer.config.in_channels, side, side), limit)
+
+
+def _reconstruct(tokenizer: VQModel, pixels: torch.Tensor, range_: tuple[float, float]) -> torch.Tensor:
+    """Of images in [0, 1], by a tokenizer that knows no range, if it has this one."""
+    low, high = range_
+    made = decode_images(tokenizer, encode_images(tokenizer, (pixels * (high - low) + low).to(tokenizer.device)))
+    return ((made - low) / (high - low)).clamp(0, 1).cpu()
+
+
+def _psnr(reconstruction: torch.Tensor, pixels: torch.Tensor) -> float:
+    return -10 * (reconstruction - pixels).square().mean().clamp(min=1e-10).log10().item()
+
+
+def tokenizer_values() -> dict[str, Any]:
+    """What a `VQModel` can be made of, with the defaults."""
+    parameters = inspect.signature(VQModel.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def build_tokenizer(values: dict[str, Any]) -> VQModel:
+    """
+    A new tokenizer.
+
+    Raises:
+        ValueError: for values that make none.
+    """
+    try:
+        return VQModel(**values)
+    # Each of diffusers' layers has its own way to refuse.
+    except Exception as error:
+        raise ValueError(f"The recipe's `vq_config` makes no tokenizer: {type(error).__name__}: {error}") from error
 
 
 def image_size(config: MageConfig) -> tuple[int, int]:

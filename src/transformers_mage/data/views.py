@@ -54,7 +54,7 @@ class RandomViews(nn.Module):
         if crops.scale_min < 1:
             ratio = (1 / crops.ratio_max, crops.ratio_max)
             crop = augmentation.RandomResizedCrop(
-                tuple(image_size), (crops.scale_min, 1.0), ratio, resample="BICUBIC", cropping_mode="resample"
+                image_size, (crops.scale_min, 1.0), ratio, resample="BICUBIC", cropping_mode="resample"
             )
             steps.append(crop)
         if crops.flip:

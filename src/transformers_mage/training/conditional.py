@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
 from ..configuration_mage import MageConfig
 from ..data.batches import DataError
 from ..files import FolderError
-from ..modeling_mage import MageForMaskedImageModeling
+from ..hub_folders import model_folder
+from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
 
 NEW_PARAMETERS = "mage.embeddings.class_embeddings.weight"
 
@@ -46,22 +48,23 @@ def class_settings(dataset: Dataset | IterableDataset, label_column: str | None)
 
 def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaskedImageModeling:
     """
-    A saved model, without its tokenizer, to continue training. Class embeddings that it does not have are new.
+    A saved model, without its tokenizer, to continue training. Class embeddings that it does not have are new, and
+    positions of another grid than it has are interpolated.
 
     Args:
         name_or_path (`str`): a model's folder or Hub name.
-        values (`dict`): fields of its [`MageConfig`] that shall be others, as `num_classes`.
+        values (`dict`): fields of its [`MageConfig`] that shall be others, as `num_classes` or `image_size`.
 
     Raises:
         FolderError: where there is no such model or the values make another model of it.
     """
     try:
-        config = MageConfig.from_pretrained(name_or_path)
+        folder = model_folder(name_or_path)
+        saved = MageConfig.from_pretrained(folder)
         names = {"id2label": None, "label2id": None} if "num_classes" in values else {}
-        config = MageConfig(**config.to_dict() | names | values)
-        model, loading = MageForMaskedImageModeling.from_pretrained(
-            name_or_path, config=config, output_loading_info=True
-        )
+        config = MageConfig(**saved.to_dict() | names | values)
+        image_size, config.image_size = config.image_size, saved.image_size
+        model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
     except (OSError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     missing = set(loading["missing_keys"]) - {NEW_PARAMETERS}
@@ -71,7 +74,18 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
             "cannot be taken over. Leave out what it decides itself."
         )
     model.mage.vqvae = None
+    change_image_size(model, image_size)
     return model
+
+
+@torch.no_grad()
+def change_image_size(model: MageForMaskedImageModeling, image_size: int | list[int] | tuple[int, int]):
+    """Makes a model one of larger or smaller images: its positions are interpolated, all else stays."""
+    trained_grid = model.config.grid_size
+    model.config.image_size = image_size
+    for part in (model.mage.embeddings, model.decoder):
+        positions = interpolate_position_embeddings(part.position_embeddings, trained_grid, model.config.grid_size)
+        part.position_embeddings = nn.Parameter(positions.clone())
 
 
 def freeze_encoder(model: MageForMaskedImageModeling):
