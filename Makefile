@@ -2,15 +2,38 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
+SPACE_VENV ?= .venv-space
+SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test lint demo digits ablation emoji clean
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean test-faults
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
+# What takes seconds: under 90 s on two free cores.
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# transformers' and diffusers' own tests of models and pipelines, from their source distributions: some minutes.
+test-peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[peers]"
+	$(BIN)/python -m tests.peers.fetch
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
+# Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# Runs the notebooks from top to bottom, and writes their outputs into them.
+notebooks: $(NOTEBOOKS_INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.notebooks.run
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
@@ -31,10 +54,33 @@ emoji: $(INSTALLED)
 	$(BIN)/python -m examples.compare_representations emoji --dataset_name outputs/emoji \
 		--model_name_or_path outputs/mage-emoji --card docs/representations.md
 
+# Needs Debian's package dataset-fashion-mnist: installed, or `make fashion PACKAGE=FILE.deb` (`apt-get download` needs no
+# root). Several hours of two slow cores; interrupted, it continues.
+fashion: $(INSTALLED)
+	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
+
+# The page of examples/space; gradio wants an older pillow than the tests run with.
+space: $(SPACE_INSTALLED)
+	$(SPACE_VENV)/bin/python examples/space/app.py
+
+# In a real browser: needs Debian's packages chromium and chromium-driver.
+test-space: $(SPACE_INSTALLED)
+	OMP_NUM_THREADS=1 MAGE_SCREENSHOT=docs/space.png $(SPACE_VENV)/bin/python -m pytest tests/hub/test_space_browser.py
+
+$(SPACE_INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(SPACE_VENV)
+	grep -v "^pillow" constraints.txt > $(SPACE_VENV)/constraints.txt
+	$(SPACE_VENV)/bin/python -m pip install --quiet --constraint $(SPACE_VENV)/constraints.txt --editable ".[test,space]"
+	touch $@
+
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+$(NOTEBOOKS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build outputs src/*.egg-info
+	rm -rf $(VENV) $(SPACE_VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

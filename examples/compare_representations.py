@@ -1,9 +1,10 @@
 """
-Measures what the features of a small model tell, and what it learns when fine-tuned, from a few or all labels: beside
-raw pixels, and beside an encoder with random weights.
+Compares what the features of a small model tell, and what it learns when fine-tuned, from a few or all labels, with
+raw pixels and with an encoder with random weights.
 
     python -m examples.compare_representations digits --card model_cards/mage-digits/README.md
     python -m examples.compare_representations emoji --dataset_name outputs/emoji --model_name_or_path FOLDER
+    python -m examples.compare_representations fashion --dataset_name outputs/fashion/data --model_name_or_path FOLDER
 
 It prints a table and, with `--card`, puts it there. Parts that are already in `--output_dir` are not repeated. The
 features of other models join it as `--other_models "MAGE-C=outputs/mage-c-digits"`.
@@ -17,25 +18,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from PIL import Image
-from transformers import AutoImageProcessor, set_seed
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, ViTMAEModel, set_seed
 
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.data.labels import draw_subset
 from transformers_mage.hub.cards import replace_block
-from transformers_mage.representation.classification import ClassificationArguments, score
-from transformers_mage.representation.probing import fit_best_probe, nearest_neighbour_scores
-from transformers_mage.representation.results import Result, save_results, table
+from transformers_mage.representation import (
+    ClassificationArguments,
+    Result,
+    fit_best_probe,
+    nearest_neighbour_scores,
+    save_results,
+    score,
+    table,
+)
+from transformers_mage.representation.probing import normalize
 
 NUM_SEEDS = 3
+SPLITS = ("train", "test")
 
 
 def colours(images: Sequence[Image.Image]) -> np.ndarray:
     """(num_images, 3 x height x width) red, green and blue in [0, 1]."""
     return np.stack([np.asarray(image.convert("RGB")) for image in images]).reshape(len(images), -1) / 255
+
+
+def grey_levels(images: Sequence[Image.Image]) -> np.ndarray:
+    """(num_images, height x width) grey levels in [0, 1]."""
+    return np.stack([np.asarray(image.convert("L")) for image in images]).reshape(len(images), -1) / 255
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,11 @@ class Images:
 
 
 # Each has recipes of its name: configs/linear_probe_NAME.yaml and configs/finetune_NAME.yaml.
-SETS = {"digits": Images((1, 5, 10, 25, 0), digits.raw_pixels), "emoji": Images((1, 4, 0), colours)}
+SETS = {
+    "digits": Images((1, 5, 10, 25, 0), digits.raw_pixels),
+    "emoji": Images((1, 4, 0), colours),
+    "fashion": Images((1, 5, 10, 25, 100, 600, 0), grey_levels),
+}
 
 
 def main():
@@ -63,6 +82,7 @@ def main():
     parser.add_argument("--model_name_or_path", help="the model; that of the digits is model_cards/mage-digits")
     others = {"nargs": "+", "type": name_and_folder, "default": [], "metavar": "NAME=FOLDER"}
     parser.add_argument("--other_models", **others, help="models to compare with")
+    parser.add_argument("--vit_mae", type=Path, help="folder of a ViT-MAE of transformers to compare with")
     parser.add_argument("--output_dir", type=Path, help="by default outputs/representations-NAME")
     parser.add_argument("--card", type=Path, help="model card whose block `representations` takes the table")
     arguments = parser.parse_args()
@@ -107,6 +127,8 @@ def main():
             run_script(script, *config, *flags, "--dataset_name", data, "--output_dir", folder)
         results += read_results(folder, f"{part}: " if part in others else "", name)
     results += probe_pixels(dataset, name)
+    if arguments.vit_mae:
+        results += probe_vit_mae(arguments.vit_mae, dataset, name)
     save_results(results, output_dir)
     print(table(results))
     if arguments.card:
@@ -155,24 +177,56 @@ def read_results(folder: Path, prefix: str, name: str) -> list[Result]:
 
 
 def probe_pixels(dataset: DatasetDict, name: str) -> list[Result]:
-    """The probes of the features, on raw pixels, with the same draws."""
-    raw_pixels = SETS[name].raw_pixels
-    pixels = {split: torch.from_numpy(raw_pixels(dataset[split]["image"][:])).float() for split in dataset}
-    labels = {split: torch.tensor(dataset[split]["label"][:]) for split in dataset}
+    pixels = {split: torch.from_numpy(SETS[name].raw_pixels(dataset[split]["image"][:])).float() for split in SPLITS}
+    return probe_features({"raw pixels": pixels}, dataset, name)
+
+
+def probe_vit_mae(folder: Path, dataset: DatasetDict, name: str) -> list[Result]:
+    """Of its last layer, before the final norm, the mean over the tokens and the class token."""
+    model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0).eval()
+    pooled = {split: vit_mae_features(model, dataset[split]) for split in SPLITS}
+    features = {
+        f"ViT-MAE, {pooling}": {split: normalize(pooled[split][pooling]) for split in SPLITS}
+        for pooling in ("mean", "cls")
+    }
+    return probe_features(features, dataset, name)
+
+
+@torch.no_grad()
+def vit_mae_features(model: ViTMAEModel, images: Dataset, batch_size: int = 250) -> dict[str, torch.Tensor]:
+    """(num_images, hidden_size) each."""
+    mode, hidden = {1: "L", 3: "RGB"}[model.config.num_channels], []
+    for batch in tqdm(images.batch(batch_size), desc="Extracting ViT-MAE's features", leave=False):
+        pixels = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in batch["image"]])
+        pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        hidden.append(model(pixel_values, output_hidden_states=True).hidden_states[-1])
+    tokens = torch.cat(hidden)
+    return {"mean": tokens[:, 1:].mean(dim=1), "cls": tokens[:, 0]}
+
+
+def probe_features(features: dict[str, dict[str, torch.Tensor]], dataset: DatasetDict, name: str) -> list[Result]:
+    """
+    The probes of scripts/linear_probe.py on features from elsewhere, with the same draws.
+
+    Args:
+        features: (num_images, hidden_size) of each split, by what they are features of.
+    """
+    labels = {split: torch.tensor(dataset[split]["label"][:]) for split in SPLITS}
     num_classes = dataset["train"].features["label"].num_classes
     results = []
     for shots in SETS[name].shots:
         for seed in range(NUM_SEEDS):
             arguments = ClassificationArguments(dataset_name=name, shots_per_class=[shots], seed=seed)
             rows = torch.from_numpy(draw_subset(labels["train"], arguments.shots, seed=seed))
-            known, classes = pixels["train"][rows], labels["train"][rows]
-            scores = {
-                "linear probe": fit_best_probe(known, classes, num_classes, seed=seed)(pixels["test"]),
-                "k-NN": nearest_neighbour_scores(known, classes, pixels["test"], num_classes),
-            }
-            for method, logits in scores.items():
-                accuracy = score(logits, labels["test"])
-                results.append(Result.of(arguments, f"raw pixels: {method}", len(rows), accuracy))
+            for what, values in features.items():
+                known, classes = values["train"][rows], labels["train"][rows]
+                scores = {
+                    "linear probe": fit_best_probe(known, classes, num_classes, seed=seed)(values["test"]),
+                    "k-NN": nearest_neighbour_scores(known, classes, values["test"], num_classes),
+                }
+                for method, logits in scores.items():
+                    accuracy = score(logits, labels["test"])
+                    results.append(Result.of(arguments, f"{what}: {method}", len(rows), accuracy))
     return results
 
 

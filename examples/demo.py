@@ -19,9 +19,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
-from examples.digits.make import CARD, draw_grid
+from examples.digits.make import CARD
 from transformers_mage import MagePipeline
-from transformers_mage.visualization import draw_frames, draw_steps, save_gif
+from transformers_mage.visualization import draw_frames, draw_grid, draw_steps, save_gif
 
 
 def main():
@@ -46,7 +46,7 @@ def show_generation(pipe: MagePipeline, output_dir: Path):
     print("\n1. Sixty-four digits from nothing")
     output = pipe(num_images=64, generator=[digits.seeded(i) for i in range(64)], return_steps=True)
     mask_token_id = pipe.model.config.mask_token_id
-    save(draw_grid(output.images, columns=8), output_dir / "generated.png")
+    save(draw_grid(output.images, num_columns=8), output_dir / "generated.png")
     save(draw_steps(output.images[:8], output.steps[:, :8], mask_token_id, 10, scale=2), output_dir / "steps.png")
     save_gif(draw_frames(output.images, output.steps, mask_token_id, scale=2), output_dir / "steps.gif")
     print(f"   {output_dir / 'steps.gif'}")
@@ -57,7 +57,7 @@ def show_inpainting(pipe: MagePipeline, dataset: DatasetDict, output_dir: Path):
     originals = dataset["test"]["image"][:64]
     painted = digits.inpaint(pipe, originals)
     rows = [originals[:16], [digits.blank_half(image) for image in originals[:16]], painted[:16]]
-    save(draw_grid([image for row in rows for image in row], columns=16), output_dir / "inpainted.png")
+    save(draw_grid([image for row in rows for image in row], num_columns=16), output_dir / "inpainted.png")
     kept = digits.score_inpainting(digits.DigitJudge(dataset["train"]), originals, painted)
     print(f"   {kept:.0%} of {len(originals)} keep the label that a classifier gives the original.")
 

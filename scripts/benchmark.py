@@ -1,19 +1,18 @@
 """
-Measures how fast MAGE trains, represents and generates, with random weights and made images.
+Measures how fast MAGE trains, represents and generates, with random weights and synthetic images.
 
     python scripts/benchmark.py --workloads train generate --size vit-base --batch_size 2 --compare plain
     python scripts/benchmark.py --size vit-large --batch_size 256 --dtype bfloat16 --compile --compare plain
+    python scripts/benchmark.py --counted_work docs/counted_work.json
 
 `--compare plain` takes turns with the plain path: attention step by step, float32, nothing compiled, logits of the
 whole vocabulary at all positions, a tokenizer that executes the layers that do nothing.
 """
 
-import json
 import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 # What the profiler says of itself, and of memory that was there before it. Read when torch is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -21,17 +20,29 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 
-from transformers_mage.benchmarking.measuring import (
+from transformers_mage.benchmarking import (
+    ON_HOST,
+    SIZES,
+    WITHOUT_PLAIN_PATH,
+    WORKLOADS,
     Measurement,
+    Setting,
+    as_json,
+    build_model,
+    count_all,
+    count_flops,
+    describe_machine,
     interleave,
+    markdown_table,
     measure_peak_memory,
     measure_product_rate,
+    meta_model,
+    plain_copy,
     profile_table,
+    ratio_table,
 )
-from transformers_mage.benchmarking.models import SIZES, build_model, plain_copy
-from transformers_mage.benchmarking.reporting import as_json, describe_machine, markdown_table, ratio_table
-from transformers_mage.benchmarking.workloads import ON_HOST, WITHOUT_PLAIN_PATH, WORKLOADS, Setting, count_flops
-from transformers_mage.command_line import argument, parse_arguments
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.files import write_json, write_text
 
 
 @dataclass
@@ -60,10 +71,13 @@ class BenchmarkArguments:
     profile: bool = argument(False, "Print the operations that take the time.")
     device: str | None = argument(None, "A device's name; by default the accelerator, or the CPU without one.")
     threads: int | None = argument(None, "Threads on the CPU; PyTorch says how many by default.")
-    json: str | None = argument(None, "File to write all figures to.")
+    json: str | None = argument(None, "File to write all measurements to.")
     markdown: str | None = argument(None, "File to write the tables to.")
+    counted_work: str | None = argument(
+        None, "Measure nothing, but count the work of every model and workload, and write it to this file."
+    )
 
-    def validate(self):
+    def check(self):
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
@@ -82,8 +96,12 @@ class BenchmarkArguments:
             raise ValueError(f"`--jpeg_size` takes a height and a width, got {self.jpeg_size}.")
 
 
+@reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(BenchmarkArguments, __doc__, argv)
+    if arguments.counted_work:
+        write_json(arguments.counted_work, [asdict(work) for work in count_all()])
+        return
     device = find_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -104,24 +122,26 @@ def find_device(name: str | None) -> torch.device:
         device = torch.device(name) if name else torch.accelerator.current_accelerator(check_available=True)
         return torch.empty(0, device=device or "cpu").device
     except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"`--device {name}` is not there: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"`--device {name}` is not available: {str(error).splitlines()[0]}") from error
 
 
 def measure(
     workload: str, arguments: BenchmarkArguments, device: torch.device
 ) -> tuple[list[Measurement], str | None]:
-    """Figures of a workload and, where asked for, of its plain path; and the operations that take its time."""
+    """Measurements of a workload and, where asked for, of its plain path; and the operations that take its time."""
     settings = create_settings(workload, arguments, device)
     runs = {variant: WORKLOADS[workload](setting) for variant, setting in settings.items()}
     seconds = interleave(runs, device, arguments.warmup, arguments.repetitions)
-    flops = None if workload in ON_HOST else model_flops(workload, arguments)
+    is_counted, flops = workload not in ON_HOST, None
+    if is_counted:
+        flops = count_flops(workload, meta_model(arguments.size), arguments.num_inference_steps)
     measurements = [
         Measurement(
             workload,
             variant,
             arguments.batch_size,
             seconds[variant],
-            measure_peak_memory(run, device) if arguments.memory and workload not in ON_HOST else None,
+            measure_peak_memory(run, device) if arguments.memory and is_counted else None,
             flops,
         )
         for variant, run in runs.items()
@@ -143,13 +163,6 @@ def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.
     return settings
 
 
-def model_flops(workload: str, arguments: BenchmarkArguments) -> float:
-    """Operations an image of the model itself."""
-    model = build_model(arguments.size, "meta")
-    model.set_attn_implementation("eager")
-    return count_flops(workload, model, arguments.num_inference_steps)
-
-
 def report(
     arguments: BenchmarkArguments,
     measurements: list[Measurement],
@@ -165,10 +178,9 @@ def report(
     text = "\n\n".join(part for part in parts if part)
     print(text)
     if arguments.markdown:
-        Path(arguments.markdown).write_text(text + "\n")
+        write_text(arguments.markdown, text + "\n")
     if arguments.json:
-        figures = as_json(measurements, machine, asdict(arguments))
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(arguments.json, as_json(measurements, machine, asdict(arguments)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Computes the features of all images of a dataset, once.
         --splits train validation --output_dir features
 
 `datasets.load_dataset("features")` then has the columns "layer_12_mean", "label" and "index", the row in the dataset.
-Several layers and poolings come from the same pass. Started again after a kill, it goes on.
+Several layers and poolings come from the same pass. The same command resumes after a kill.
 """
 
 from dataclasses import dataclass, field
@@ -16,18 +16,20 @@ from accelerate import Accelerator
 
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments
-from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images, find_image_column
-from transformers_mage.data.labels import Classes, find_label_column
-from transformers_mage.data.loading import load_split
-from transformers_mage.representation.classification import image_shape, load_encoder
-from transformers_mage.representation.features import (
-    FORMATS,
+from transformers_mage.data.batches import Loading
+from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images
+from transformers_mage.data.labels import Classes
+from transformers_mage.data.loading import find_columns, load_split
+from transformers_mage.files import explains_full_disk, fingerprint
+from transformers_mage.representation import (
     ExtractionReport,
     FeatureExtractor,
     FeatureStore,
     extract_features,
-    fingerprint,
+    load_encoder,
 )
+from transformers_mage.representation.classifiers import image_shape
+from transformers_mage.representation.feature_store import FORMATS
 
 
 @dataclass
@@ -51,13 +53,16 @@ class ExtractionArguments(DataArguments):
         None, "The default is what `accelerate config` says.", choices=["no", "fp16", "bf16"]
     )
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         if not self.model_name_or_path:
             raise ValueError("Say which model to use: `--model_name_or_path FOLDER_OR_NAME`.")
-        for name in ("batch_size", "images_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.streaming:
+            raise ValueError("Features are kept by an image's row in the dataset: leave `--streaming` out.")
+        for name in ("batch_size", "images_per_shard", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {value}.")
         if self.dtype == "bfloat16" and self.output_format == "parquet":
             raise ValueError("Parquet files have no bfloat16: say `--dtype float16` or `--output_format safetensors`.")
 
@@ -67,13 +72,11 @@ def main(argv: list[str] | None = None):
     arguments = parse_arguments(ExtractionArguments, __doc__, argv)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     model = load_encoder(arguments.model_name_or_path).to(accelerator.device)
-    try:
-        extractor = FeatureExtractor(model, arguments.layers, arguments.poolings)
-        shape = image_shape(model.config, arguments.image_size)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    extractor = FeatureExtractor(model, arguments.layers, arguments.poolings)
+    shape = image_shape(model.config, arguments.image_size)
     for split in arguments.splits:
-        report = extract_split(arguments, split, extractor, shape, accelerator)
+        with explains_full_disk(arguments.output_dir):
+            report = extract_split(arguments, split, extractor, shape, accelerator)
         accelerator.print(
             f"{split}: {report.num_images} images in {report.seconds:.1f} s, {report.images_per_second:.0f} a second; "
             f"{report.num_broken} broken ones left out. The features are in {arguments.output_dir}."
@@ -88,7 +91,7 @@ def extract_split(
     accelerator: Accelerator,
 ) -> ExtractionReport:
     """Computes what the folder does not hold yet of one split."""
-    images, class_names = load_images(arguments, split, shape)
+    images, class_names = open_images(arguments, split, shape)
     made_of = {
         "model": fingerprint(extractor.model),
         "features": extractor.names,
@@ -97,24 +100,25 @@ def extract_split(
         "dataset_config_name": arguments.dataset_config_name,
         "image_shape": shape,
     }
-    folder, sizes = Path(arguments.output_dir), (arguments.images_per_shard, arguments.output_format)
-    store = FeatureStore(folder, split, len(images), made_of, *sizes, class_names)
-    loading = (arguments.batch_size, arguments.dataloader_num_workers)
-    return extract_features(extractor, images, store, accelerator, *loading, getattr(torch, arguments.dtype))
+    sizes = (arguments.images_per_shard, arguments.output_format)
+    store = FeatureStore(Path(arguments.output_dir), split, len(images), made_of, *sizes, class_names)
+    on_gpu = accelerator.device.type == "cuda"
+    loading = Loading(
+        arguments.batch_size, num_workers=arguments.dataloader_num_workers, timeout=600, pin_memory=on_gpu
+    )
+    return extract_features(extractor, images, store, accelerator, loading, getattr(torch, arguments.dtype))
 
 
-def load_images(
+def open_images(
     arguments: ExtractionArguments, split: str, shape: tuple[int, int, int]
 ) -> tuple[EvaluationImages, list[str]]:
     """A split's images, and the names of their classes where it has them."""
-    dataset = load_split(arguments, split)
-    if arguments.max_samples:
-        dataset = dataset.take(min(arguments.max_samples, len(dataset)))
-    image_column = find_image_column(dataset, arguments.image_column)
-    label_column = find_label_column(dataset, arguments.label_column)
-    if label_column is None:
-        return EvaluationImages(encoded_images(dataset, image_column), image_column, None, shape), []
-    labelled = LabelledImages.of(dataset, image_column, label_column, Classes.of(dataset, label_column))
+    spec = arguments.train_data.of_split(split, arguments.max_samples)
+    dataset = load_split(spec)
+    columns = find_columns(dataset, spec.columns)
+    if columns.label is None:
+        return EvaluationImages(encoded_images(dataset, columns.image), columns, shape), []
+    labelled = LabelledImages.of(dataset, columns, Classes.of(dataset, columns.label))
     return EvaluationImages.of(labelled, shape), labelled.classes.names
 
 

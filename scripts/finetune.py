@@ -12,38 +12,45 @@ The last model goes to the output folder, the one that was best on the validatio
 `results.json` and, as a table, to `results.md`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from diffusers import VQModel
 
 from transformers_mage import MageForImageClassification
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.sources import source_of
-from transformers_mage.data.views import RandomViews
-from transformers_mage.representation.classification import (
+from transformers_mage.data.views import ImageViews
+from transformers_mage.hub.publishing import Publisher
+from transformers_mage.representation import (
+    BestClassifier,
     ClassificationArguments,
+    ClassifierInputs,
+    Mixup,
+    RandAugment,
+    Result,
     evaluate,
     evaluation_loader,
-    evaluation_processor,
-    image_shape,
+    layer_decay_groups,
     load_classifier,
-    load_labelled_images,
-    pixels_of,
+    publish_classifier,
+    save_results,
+    table,
 )
-from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, write_classifier
-from transformers_mage.representation.layer_decay import layer_decay_groups
-from transformers_mage.representation.mixing import Mixup
-from transformers_mage.representation.rand_augment import RandAugment
-from transformers_mage.representation.results import Result, save_results, table
+from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
+from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
 @dataclass
-class FinetuneArguments(ClassificationArguments):
+class FinetuneArguments(ClassificationArguments, TrainingArguments):
     classifier_pooling: str = argument("mean", "What is classified.", choices=["mean", "cls"])
     do_normalize: bool = argument(False, "Take ImageNet's mean and deviation off the pixels, as the paper does.")
     drop_path_rate: float = argument(0.1, "Stochastic depth of the last layer; less before it.")
@@ -63,13 +70,13 @@ class FinetuneArguments(ClassificationArguments):
     validation_epochs: float = argument(1, "Passes over the data between evaluations.")
     gradient_checkpointing: bool = argument(False, "Save memory by computing activations twice.")
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         for name in ("drop_path_rate", "mixup_switch_prob", "label_smoothing", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`--{name}` must lie between 0 and 1, got {getattr(self, name)}.")
         for name in ("mixup_alpha", "cutmix_alpha", "rand_augment_std"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ValueError(
@@ -89,7 +96,7 @@ def main(argv: list[str] | None = None):
 
 def finetune(arguments: FinetuneArguments) -> Result:
     accelerator = create_accelerator(arguments)
-    train, validation = load_labelled_images(arguments)
+    train, validation = arguments.load_images()
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
     model = create_classifier(arguments, train.classes.names)
     config, tokenizer = model.config, model.mage.vqvae.to(accelerator.device)
@@ -97,40 +104,47 @@ def finetune(arguments: FinetuneArguments) -> Result:
     model.mage.vqvae = None
     shape = image_shape(config)
     inputs = create_inputs(arguments, tokenizer, config.num_labels, shape[0])
-    processor = evaluation_processor(validation, config, arguments.do_normalize)
+    processor = processor_of(validation, config, arguments.do_normalize)
 
-    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    views = ImageViews(shape[1:], shape[0], crops=arguments.crops)
+    source = source_of(train.dataset, train.columns, views, arguments.loading(accelerator))
+    run = TrainingRun(arguments, source, accelerator)
     model = run.prepare(model, create_optimizer(model, arguments, run.batch_size))
-    loader = evaluation_loader(validation, shape, arguments, accelerator)
+    loader = evaluation_loader(
+        EvaluationImages.of(validation, shape), arguments.eval_loading(accelerator), accelerator
+    )
     best = BestClassifier(Path(arguments.output_dir, "best"), config, tokenizer, processor)
     accelerator.register_for_checkpointing(best)
 
-    def validate() -> dict[str, float]:
+    scores: dict[str, float] = {}
+
+    def validate():
         with run.evaluation_weights() as trained:
             predict = lambda pixels: {"": trained(input_ids=inputs.evaluation(pixels)).logits}  # noqa: E731
-            scores = evaluate(predict, loader, accelerator)[""]
+            scores.update(evaluate(predict, loader, accelerator)[""])
             best.offer(model, scores, accelerator)
         run.log({f"validation/{name}": value for name, value in scores.items()})
-        return scores
 
     every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
     run.call_every(every, validate)
-    views = RandomViews(shape[1:], **arguments.crops())
+    draw_views = views.on_device()
     set_seed(arguments.seed, device_specific=True)
     run.start()
     for batch in run.batches():
         with accelerator.accumulate(model):
             random = np.random.default_rng(run.generator().initial_seed())
-            loss = model(**inputs.training(pixels_of(batch, views), batch["labels"], random)).loss
+            loss = model(**inputs.training(draw_views.of(batch), batch.labels, random)).loss
             run.update(loss, {"loss": loss})
 
-    scores = validate()
+    if not scores:
+        validate()
     state = run.finish()
-    if accelerator.is_main_process:
-        hub = {"push_to_hub": arguments.push_to_hub}
-        hub |= {"repo_id": arguments.hub_model_id} if arguments.hub_model_id else {}
-        write_classifier(state, config, tokenizer, processor, arguments.output_dir, **hub)
-    return Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
+    result = Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
+    if state is not None:
+        trained, publisher = classifier_of(state, config, tokenizer), Publisher.of(arguments, accelerator)
+        facts = card_facts(arguments, publisher.name, "classification", config)
+        publish_classifier(trained, processor, result, validation, publisher, facts)
+    return result
 
 
 def create_classifier(arguments: FinetuneArguments, class_names: list[str]) -> MageForImageClassification:
@@ -151,10 +165,12 @@ def create_classifier(arguments: FinetuneArguments, class_names: list[str]) -> M
     return model
 
 
-def create_inputs(arguments: FinetuneArguments, tokenizer, num_labels: int, channels: int) -> ClassifierInputs:
+def create_inputs(
+    arguments: FinetuneArguments, tokenizer: VQModel, num_labels: int, channels: int
+) -> ClassifierInputs:
     """What happens to the images."""
     if arguments.do_normalize and channels != 3:
-        raise SystemExit(f"`--do_normalize` takes ImageNet's colours off, but the images have {channels} channels.")
+        raise ValueError(f"`--do_normalize` takes ImageNet's colours off, but the images have {channels} channels.")
     magnitude = arguments.rand_augment_magnitude
     rand_augment = RandAugment(magnitude, arguments.rand_augment_std) if magnitude else None
     mixup = Mixup(

@@ -13,6 +13,7 @@ images, and weighted nearest neighbours; here of three layers, for 1, 10 and 25 
 Results go to `results.json` and, as a table, to `results.md`; the best probe is saved as a classifier.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,38 +28,42 @@ from transformers_mage import MageModel
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
 from transformers_mage.data.sources import source_of
-from transformers_mage.data.views import RandomViews
-from transformers_mage.representation.classification import (
+from transformers_mage.data.views import ImageViews, RandomViews
+from transformers_mage.files import fingerprint
+from transformers_mage.hub.publishing import Publisher
+from transformers_mage.representation import (
+    LARS,
     ClassificationArguments,
-    evaluate,
-    evaluation_loader,
-    evaluation_processor,
-    image_shape,
-    load_encoder,
-    load_labelled_images,
-    pixels_of,
-    save_classifier,
-    score,
-)
-from transformers_mage.representation.features import FeatureExtractor, FeatureStore, extract_features, fingerprint
-from transformers_mage.representation.lars import LARS
-from transformers_mage.representation.probing import (
+    Feature,
+    FeatureExtractor,
+    FeatureStore,
     FrozenFeatures,
     ProbeHead,
     ProbeHeads,
+    Result,
+    evaluate,
+    evaluation_loader,
+    extract_features,
     fit_best_probe,
+    load_encoder,
     nearest_neighbour_scores,
     probe_as_classifier,
+    publish_classifier,
+    save_results,
+    score,
+    table,
 )
-from transformers_mage.representation.results import Result, best, save_results, table
+from transformers_mage.representation.classifiers import image_shape, processor_of
+from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class ProbeArguments(ClassificationArguments):
+class ProbeArguments(ClassificationArguments, TrainingArguments):
     layers: list[int] = field(
         default_factory=lambda: [-1],
         metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
@@ -83,14 +88,18 @@ class ProbeArguments(ClassificationArguments):
         runs = super().runs()
         for run in runs:
             folder = Path(self.features_dir or Path(self.output_dir, "features"))
-            run.features_dir = str(folder / Path(run.dataset_name).name)
+            run.features_dir = str(folder / Path(str(run.dataset_name)).name)
         return runs
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
         wrong = set(self.poolings) - {"mean", "cls"}
         if wrong:
             raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
+        if self.num_neighbours < 1:
+            raise ValueError(f"`--num_neighbours` must be at least 1, got {self.num_neighbours}.")
+        if self.penalty is not None and not 0 <= self.penalty < math.inf:
+            raise ValueError(f"`--penalty` must be 0 or more, got {self.penalty}.")
 
 
 @reports_errors
@@ -98,18 +107,24 @@ def main(argv: list[str] | None = None):
     arguments = parse_arguments(ProbeArguments, __doc__, argv)
     accelerator = create_accelerator(arguments)
     encoder = load_encoder(arguments.model_name_or_path).to(accelerator.device)
-    try:
-        extractor = FeatureExtractor(encoder, arguments.layers, arguments.poolings)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    extractor = FeatureExtractor(encoder, arguments.layers, arguments.poolings)
     protocol = probe_cached_features if arguments.cached_features else train_probes
     results = []
     for run_arguments in arguments.runs():
-        train, validation = load_labelled_images(run_arguments)
+        train, validation = run_arguments.load_images()
         results += protocol(run_arguments, train, validation, extractor)
     if accelerator.is_main_process:
         save_results(results, arguments.output_dir)
         print(table(results))
+
+
+@dataclass
+class TrainedProbe:
+    """A probe of a feature, and how good it is."""
+
+    feature: Feature
+    head: ProbeHead
+    result: Result
 
 
 def train_probes(
@@ -119,11 +134,15 @@ def train_probes(
     accelerator, config = create_accelerator(arguments), extractor.model.config
     shape = image_shape(config)
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
-    run = TrainingRun(arguments, source_of(train.dataset, arguments, accelerator, shape), accelerator)
+    views = ImageViews(shape[1:], shape[0], crops=arguments.crops)
+    source = source_of(train.dataset, train.columns, views, arguments.loading(accelerator))
+    run = TrainingRun(arguments, source, accelerator)
     heads = ProbeHeads(extractor.names, config.hidden_size, len(train.classes))
     heads = run.prepare(heads, create_optimizer(heads, arguments, run.batch_size))
-    loader = evaluation_loader(validation, shape, arguments, accelerator)
-    scores = {}
+    loader = evaluation_loader(
+        EvaluationImages.of(validation, shape), arguments.eval_loading(accelerator), accelerator
+    )
+    scores: dict[str, dict[str, float]] = {}
 
     def validate():
         with run.evaluation_weights() as trained:
@@ -134,29 +153,38 @@ def train_probes(
 
     every = updates_of_epochs(arguments, arguments.validation_epochs, len(train), run.batch_size)
     run.call_every(every or run.total_steps, validate)
-    views = RandomViews(shape[1:], **arguments.crops())
     set_seed(arguments.seed, device_specific=True)
     run.start()
+    train_heads(run, heads, extractor, views.on_device())
+    if not scores:
+        validate()
+    run.finish()
+    trained = accelerator.unwrap_model(heads).heads
+    probes = [
+        TrainedProbe(
+            feature,
+            trained[str(feature)],
+            Result.of(arguments, f"linear probe by LARS, {feature}", len(train), scores[str(feature)]),
+        )
+        for feature in extractor.features
+    ]
+    if accelerator.is_main_process:
+        save_best(probes, extractor.model, validation, arguments)
+    return [probe.result for probe in probes]
+
+
+def train_heads(run: TrainingRun, heads: torch.nn.Module, extractor: FeatureExtractor, views: RandomViews):
+    """The heads' losses are added; none of them changes what another one learns."""
     for batch in run.batches():
-        with accelerator.accumulate(heads):
-            with accelerator.autocast():
-                features = extractor(pixels_of(batch, views))
+        with run.accelerator.accumulate(heads):
+            with run.accelerator.autocast():
+                features = extractor(views.of(batch))
             losses = {
-                f"loss/{name}": F.cross_entropy(logits.float(), batch["labels"])
+                f"loss/{name}": F.cross_entropy(logits.float(), batch.labels)
                 for name, logits in heads(features).items()
             }
             total = torch.stack(list(losses.values())).sum()
             run.update(total, {"loss": total / len(losses), **losses})
-
-    if not scores:
-        validate()
-    method = "linear probe by LARS"
-    results = [Result.of(arguments, f"{method}, {name}", len(train), scores[name]) for name in extractor.names]
-    run.finish()
-    if accelerator.is_main_process:
-        chosen = extractor.names[results.index(best(results))]
-        save_probe(extractor.model, chosen, accelerator.unwrap_model(heads).heads[chosen], validation, arguments)
-    return results
 
 
 def create_optimizer(heads: ProbeHeads, arguments: ProbeArguments, batch_size: int) -> LARS:
@@ -179,19 +207,20 @@ def probe_cached_features(
     if not accelerator.is_main_process:
         return []
     known = known.rows(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))
-    results, probes, num_labels, start = [], {}, len(train.classes), time.perf_counter()
-    for name, features in known.features.items():
-        probes[name] = fit_best_probe(features, known.labels, num_labels, arguments.penalty, arguments.seed)
+    num_labels, start = len(train.classes), time.perf_counter()
+    probes, results = [], []
+    for feature in extractor.features:
+        features, to_classify = known.features[str(feature)], unknown.features[str(feature)]
+        probe = fit_best_probe(features, known.labels, num_labels, arguments.penalty, arguments.seed)
         neighbours = nearest_neighbour_scores(
-            features, known.labels, unknown.features[name], num_labels, arguments.num_neighbours
+            features, known.labels, to_classify, num_labels, arguments.num_neighbours
         )
-        for method, logits in (("linear probe", probes[name](unknown.features[name])), ("k-NN", neighbours)):
-            results.append(Result.of(arguments, f"{method}, {name}", len(known), score(logits, unknown.labels)))
-    seconds = time.perf_counter() - start
-    logger.info(f"Learned from {len(known)} images and scored {len(unknown)} in {seconds:.2f} s: {', '.join(probes)}.")
-    chosen = best([result for result in results if result.classifier.startswith("linear probe")])
-    feature = chosen.classifier.removeprefix("linear probe, ")
-    save_probe(extractor.model, feature, probes[feature].as_head(), validation, arguments)
+        for method, logits in (("linear probe", probe(to_classify)), ("k-NN", neighbours)):
+            results.append(Result.of(arguments, f"{method}, {feature}", len(known), score(logits, unknown.labels)))
+        probes.append(TrainedProbe(feature, probe.as_head(), results[-2]))
+    seconds, names = time.perf_counter() - start, ", ".join(extractor.names)
+    logger.info(f"Learned from {len(known)} images and scored {len(unknown)} in {seconds:.2f} s: {names}.")
+    save_best(probes, extractor.model, validation, arguments)
     return results
 
 
@@ -203,28 +232,24 @@ def cached_features(
     accelerator: Accelerator,
 ) -> FrozenFeatures:
     """The features of a split, computed where they are not there yet."""
-    config = extractor.model.config
     made_of = {"model": fingerprint(extractor.model), "features": extractor.names}
     made_of |= {"dataset_name": arguments.dataset_name, "dataset_config_name": arguments.dataset_config_name}
     store = FeatureStore(Path(arguments.features_dir), split, len(images), made_of, file_format="safetensors")
-    extract_features(
-        extractor,
-        EvaluationImages.of(images, image_shape(config)),
-        store,
-        accelerator,
-        arguments.eval_batch_size,
-        arguments.dataloader_num_workers,
-    )
+    crops = EvaluationImages.of(images, image_shape(extractor.model.config))
+    extract_features(extractor, crops, store, accelerator, arguments.eval_loading(accelerator))
     return FrozenFeatures.of(store, accelerator.device)
 
 
-def save_probe(encoder: MageModel, feature: str, probe: ProbeHead, images: LabelledImages, arguments: ProbeArguments):
-    """Writes the encoder up to the feature's layer, and a probe of it, as a classifier."""
-    if feature.startswith("layer_0_"):
-        logger.warning(f"A classifier has at least one layer, so the probe of {feature} is not saved.")
+def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledImages, arguments: ProbeArguments):
+    """Writes the encoder up to the layer of the best feature, and the probe of it, as a classifier."""
+    best = max(probes, key=lambda probe: probe.result.rank)
+    if best.feature.layer == 0:
+        logger.warning(f"A classifier has at least one layer, so the probe of {best.feature} is not saved.")
         return
-    model = probe_as_classifier(encoder, feature, probe, images.classes.names)
-    save_classifier(model, evaluation_processor(images, model.config), arguments)
+    model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
+    publisher = Publisher(arguments.output_dir, arguments.publication.check())
+    facts = card_facts(arguments, publisher.name, "classification", model.config)
+    publish_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
 
 
 if __name__ == "__main__":

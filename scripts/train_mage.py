@@ -8,6 +8,7 @@ The digits model:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,51 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
-from transformers_mage.data.indexed import IndexedSource, InMemoryImages, InMemoryTokens
+from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
+from transformers_mage.data.arguments import TokenizerArguments
+from transformers_mage.data.batches import DataError, Loading, Source
+from transformers_mage.data.indexed import IndexedSource, InMemoryTokens
 from transformers_mage.data.loading import load_images
-from transformers_mage.data.sources import create_source, indexed_source
-from transformers_mage.data.streamed import StreamedSource
+from transformers_mage.data.sources import create_source, load_into_memory
 from transformers_mage.data.token_cache import CachedTokens, cached_class_settings
-from transformers_mage.data.tokenization import Encoder, image_size, load_tokenizer, tokenize_views, validation_tokens
-from transformers_mage.data.views import RandomViews
+from transformers_mage.data.tokenization import (
+    BatchTokenizer,
+    first_images,
+    image_size,
+    load_tokenizer,
+    patch_size,
+    settle_pixel_range,
+    tokenize_views,
+    validation_tokens,
+)
+from transformers_mage.data.views import ImageViews
+from transformers_mage.files import check_inside
+from transformers_mage.hub.publishing import Publisher
+from transformers_mage.image_tokens import pixel_range, set_pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
-from transformers_mage.training.contrastive import contrast_passes
-from transformers_mage.training.pictures import generate, picture, save_picture
-from transformers_mage.training.pretraining import MageForPreTraining, build_model, save_model, training_labels
+from transformers_mage.training.contrastive import contrast_updates
+from transformers_mage.training.pictures import picture, sample_tokens, save_picture
+from transformers_mage.training.pretraining import MageForPreTraining, build_model, model_values, training_labels
+from transformers_mage.training.publishing import publish_checkpoints, write_generator
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
-from transformers_mage.training.validation import validate
+from transformers_mage.training.validation import evaluate
 
 # Sharded models cannot generate: the sampler calls only a part of them.
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass
-class MageArguments(TrainingArguments):
-    model: dict = field(init=False, default_factory=dict)
-    tokenizer_name_or_path: str | None = argument(
-        None, "A `VQModel`'s folder or Hub name, or that of a MAGE model; by default the token cache's."
+class MageArguments(TokenizerArguments, TrainingArguments):
+    model: dict = field(
+        init=False,
+        default_factory=dict,
+        metadata=group("fields of MageConfig; what the tokenizer decides need not be said.", model_values),
     )
     pretrained_model_name_or_path: str | None = argument(
-        None, "Go on from the weights of this MAGE model, with its tokenizer."
+        None, "Start from the weights of this MAGE model, with its tokenizer."
     )
     class_conditional: bool = argument(False, "Learn the classes of `--label_column` too, to generate images of them.")
     freeze_encoder: bool = argument(False, "Train only the decoder, and the classes' embeddings.")
@@ -53,7 +70,7 @@ class MageArguments(TrainingArguments):
     tokenized_views: int = argument(
         0, "Encode this many random views of each image once, before training; 0 encodes in each step."
     )
-    mask_ratio_per_image: bool = argument(False, "Draw a masking ratio for each image, rather than for each pass.")
+    mask_ratio_per_image: bool = argument(False, "Draw a masking ratio for each image, rather than for each batch.")
     contrastive_weight: float = argument(0.0, "Weight of the contrastive loss: 0.1 is MAGE-C, 0 is MAGE.")
     contrastive_temperature: float = argument(0.2, "Temperature of the contrastive loss.")
     gradient_checkpointing: bool = argument(False, "Save memory by computing activations twice.")
@@ -64,9 +81,17 @@ class MageArguments(TrainingArguments):
     sample_steps: int = argument(0, "Updates between pictures of samples and reconstructions; 0 makes none.")
     num_inference_steps: int = argument(20, "Decoding steps of the samples.")
 
-    def validate(self):
-        super().validate()
+    def check(self):
+        super().check()
+        check_numbers(self, "tokenized_views contrastive_weight validation_steps sample_steps", at_least=0)
+        check_numbers(self, "contrastive_temperature", more_than=0)
+        check_numbers(self, "max_validation_samples num_inference_steps", at_least=1)
         self.tokenizer_name_or_path = self.tokenizer_name_or_path or self.pretrained_model_name_or_path
+        if self.validation_split is not None:
+            check_inside(self.output_dir, self.validation_split, "--validation_split")
+        if self.tokenized_views and (self.token_cache or self.streaming):
+            other = "--token_cache" if self.token_cache else "--streaming"
+            raise ValueError(f"`--tokenized_views` encodes images in memory: leave it out, or `{other}`.")
         if not self.tokenizer_name_or_path and not self.token_cache:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
         if self.freeze_encoder and not self.pretrained_model_name_or_path:
@@ -77,12 +102,18 @@ class MageArguments(TrainingArguments):
     def has_data(self) -> bool:
         return bool(self.dataset_name or self.token_cache)
 
+    @property
+    def num_views(self) -> int:
+        """Views of each image in a batch: the contrastive loss compares two."""
+        return 2 if self.contrastive_weight else 1
+
 
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(MageArguments, __doc__, argv)
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
-    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or Path(arguments.token_cache, "tokenizer"))
+    tokenizer = open_tokenizer(arguments)
     mage = create_model(arguments, tokenizer)
     config = mage.config
     if arguments.gradient_checkpointing:
@@ -91,65 +122,74 @@ def main(argv: list[str] | None = None):
         mage.compile()
         mage.mage.compile()
 
-    num_views = 2 if arguments.contrastive_weight else 1
-    encoder = Encoder(tokenizer, RandomViews(image_size(config), **arguments.crops()), num_views)
-    source = token_source(arguments, accelerator, encoder, config)
+    views = ImageViews(image_size(config), tokenizer.config.in_channels, arguments.num_views, arguments.crops)
+    source = token_source(arguments, accelerator, tokenizer, views, config)
     held_out = held_out_tokens(arguments, tokenizer, config)
 
-    run = TrainingRun(arguments, source, accelerator, num_views * training_flops(config))
+    run = TrainingRun(arguments, source, accelerator, arguments.num_views * training_flops(config))
     model = run.prepare(MageForPreTraining(mage, arguments.contrastive_weight, arguments.contrastive_temperature))
     if held_out is not None:
         run.call_every(
             arguments.validation_steps,
-            lambda: run.log(validate(model, held_out, arguments.train_batch_size, accelerator)),
+            lambda: run.log(evaluate(model, held_out, arguments.train_batch_size, accelerator)),
         )
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
+    publisher = Publisher.of(arguments, accelerator)
+    write = partial(write_generator, config=config, tokenizer=tokenizer, arguments=arguments, name=publisher.name)
+    publish_checkpoints(run, publisher, write)
     set_seed(arguments.seed, device_specific=True)
     run.start()
-    for passes in passes_together(run, encoder, config):
-        for kwargs in (
-            passes if len(passes) == 1 else contrast_passes(model, passes, arguments.contrastive_temperature)
-        ):
-            with accelerator.accumulate(model):
-                run.update(*model(**kwargs))
+    inputs = model_inputs(run, BatchTokenizer(tokenizer, views.on_device()), config)
+    if arguments.contrastive_weight:
+        per_update = accelerator.gradient_accumulation_steps
+        inputs = contrast_updates(model, inputs, per_update, arguments.contrastive_temperature)
+    for kwargs in inputs:
+        with accelerator.accumulate(model):
+            run.update(*model(**kwargs))
 
     state = run.finish()
     if accelerator.is_main_process:
-        hub = {"push_to_hub": arguments.push_to_hub, "repo_id": arguments.hub_model_id}
-        save_model(state, config, tokenizer, arguments.output_dir, **hub)
+        publisher.publish(partial(write, state))
 
 
-def passes_together(run: TrainingRun, encoder: Encoder, config: MageConfig) -> Iterator[list[dict[str, Any]]]:
-    """
-    Arguments of the model for one pass after another; with a contrastive loss, which compares all images of an update,
-    for all of its passes at once.
-    """
-    together = run.accelerator.gradient_accumulation_steps if run.arguments.contrastive_weight else 1
-    passes = []
+def open_tokenizer(arguments: MageArguments) -> VQModel:
+    """The tokenizer that the tokens of the cache are of, or that the command line names."""
+    cached = Path(arguments.token_cache, "tokenizer") if arguments.token_cache else None
+    if not arguments.tokenizer_name_or_path:
+        return load_tokenizer(cached)
+    tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder)
+    if cached is not None:
+        if cached.is_dir():
+            set_pixel_range(tokenizer, *pixel_range(load_tokenizer(cached)))
+        return tokenizer
+    images = partial(first_images, tokenizer, arguments.train_data, 16 * patch_size(tokenizer))
+    settle_pixel_range(tokenizer, arguments.tokenizer_pixel_range, images)
+    return tokenizer
+
+
+def model_inputs(run: TrainingRun, tokenizer: BatchTokenizer, config: MageConfig) -> Iterator[dict[str, Any]]:
+    """The model's arguments for one micro-batch after another."""
     for batch in run.batches():
-        input_ids = encoder(batch)
+        input_ids = tokenizer(batch)
         masks = sample_masks(
             config,
             batch_size=len(input_ids),
-            generator=run.generator(passes_ahead=len(passes)),
+            generator=run.generator(),
             device=run.accelerator.device,
             per_image=run.arguments.mask_ratio_per_image,
         )
-        labels = training_labels(config, batch.get("labels"), encoder.num_views)
-        passes.append({"input_ids": input_ids, "masks": masks, "class_labels": labels})
-        if len(passes) == together:
-            yield passes
-            passes = []
+        labels = training_labels(config, batch.labels, run.arguments.num_views)
+        yield {"input_ids": input_ids, "masks": masks, "class_labels": labels}
 
 
 def create_model(arguments: MageArguments, tokenizer: VQModel) -> MageForMaskedImageModeling:
-    """A new model, or a saved one to go on with, of the classes of the dataset where that is asked for."""
+    """A new model, or a saved one to start from, of the classes of the data set where that is asked for."""
     values = dict(arguments.model)
     if arguments.class_conditional and arguments.token_cache:
         values |= cached_class_settings(Path(arguments.token_cache, arguments.train_split))
     elif arguments.class_conditional:
-        dataset = load_images(arguments, arguments.train_split, arguments.streaming)
-        values |= class_settings(dataset, arguments.label_column)
+        dataset, columns = load_images(arguments.train_data)
+        values |= class_settings(dataset, columns.label or arguments.label_column)
     if not arguments.pretrained_model_name_or_path:
         return build_model(values, tokenizer)
     mage = load_for_training(arguments.pretrained_model_name_or_path, values)
@@ -159,27 +199,33 @@ def create_model(arguments: MageArguments, tokenizer: VQModel) -> MageForMaskedI
 
 
 def token_source(
-    arguments: MageArguments, accelerator: Accelerator, encoder: Encoder, config: MageConfig
-) -> IndexedSource | StreamedSource:
+    arguments: MageArguments, accelerator: Accelerator, tokenizer: VQModel, views: ImageViews, config: MageConfig
+) -> Source:
     """Where tokens come from: a cache, memory, or the tokenizer in each step, which then goes to the device."""
+    loading = arguments.loading(accelerator)
     if arguments.token_cache:
-        data = CachedTokens(Path(arguments.token_cache, arguments.train_split), encoder.num_views)
-        data.check(encoder.tokenizer, arguments.crops(), config.grid_size)
-        return indexed_source(data, arguments, accelerator)
-    encoder.tokenizer.to(accelerator.device)
-    source = create_source(
-        arguments, accelerator, (encoder.tokenizer.config.in_channels, *image_size(config)), encoder.num_views
-    )
-    if not arguments.tokenized_views:
-        return source
-    images = getattr(source, "dataset", None)
-    if not isinstance(images, InMemoryImages):
-        raise SystemExit(
+        data = CachedTokens(Path(arguments.token_cache, arguments.train_split), views.num_views)
+        data.check(tokenizer, views.crops, config.grid_size)
+        return IndexedSource(data, loading)
+    tokenizer.to(accelerator.device)
+    if arguments.tokenized_views:
+        return IndexedSource(tokens_in_memory(arguments, tokenizer, views, loading), loading)
+    return create_source(arguments.train_data, views, loading)
+
+
+def tokens_in_memory(
+    arguments: MageArguments, tokenizer: VQModel, views: ImageViews, loading: Loading
+) -> InMemoryTokens:
+    """Tokens of `--tokenized_views` views of each image, all made now."""
+    dataset, columns = load_images(arguments.train_data)
+    images = None if arguments.streaming else load_into_memory(dataset, columns, views, loading)
+    if images is None:
+        raise DataError(
             "`--tokenized_views` encodes images that fit into memory (see `--in_memory_limit`), which these do not. "
             "Make a token cache with scripts/cache_tokens.py."
         )
-    tokens = tokenize_views(encoder.tokenizer, images.images, encoder.views, arguments.tokenized_views)
-    return indexed_source(InMemoryTokens(tokens, images.labels, encoder.num_views), arguments, accelerator)
+    tokens = tokenize_views(tokenizer, images.images, views.on_device(), arguments.tokenized_views)
+    return InMemoryTokens(tokens, images.labels, views.num_views)
 
 
 def held_out_tokens(arguments: MageArguments, tokenizer: VQModel, config: MageConfig) -> torch.Tensor | None:
@@ -189,9 +235,8 @@ def held_out_tokens(arguments: MageArguments, tokenizer: VQModel, config: MageCo
     if arguments.token_cache:
         data = CachedTokens(Path(arguments.token_cache, arguments.validation_split))
         return data.first_views(arguments.max_validation_samples)
-    dataset = load_images(arguments, arguments.validation_split, arguments.streaming)
-    limit = arguments.max_validation_samples
-    return validation_tokens(tokenizer, dataset, arguments.image_column, image_size(config), limit)
+    spec = arguments.train_data.of_split(arguments.validation_split)
+    return validation_tokens(tokenizer, spec, image_size(config), arguments.max_validation_samples)
 
 
 def draw_pictures(run: TrainingRun, tokenizer: VQModel, held_out: torch.Tensor | None):
@@ -200,7 +245,7 @@ def draw_pictures(run: TrainingRun, tokenizer: VQModel, held_out: torch.Tensor |
         return
     with run.evaluation_weights() as model:
         mage = model.mage
-        samples = generate(mage, 16, run.arguments.num_inference_steps, run.arguments.seed)
+        samples = sample_tokens(mage, 16, run.arguments.num_inference_steps, run.arguments.seed)
     if run.accelerator.is_main_process:
         tokens = {"samples": samples} | ({} if held_out is None else {"reconstructions": held_out[:16]})
         for name, codes in tokens.items():

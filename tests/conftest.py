@@ -34,7 +34,7 @@ def _seed():
     set_seed(0)
 
 
-@pytest.fixture(scope="session", params=["tiny", "base"])
+@pytest.fixture(scope="session", params=["tiny", pytest.param("base", marks=pytest.mark.slow)])
 def reference(request: pytest.FixtureRequest) -> ReferenceCase:
     """A case recorded from the original; the full-size one where its files lie beside the repository."""
     case = {"tiny": TINY, "base": BASE}[request.param]

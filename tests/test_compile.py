@@ -27,7 +27,7 @@ def shallow(config: MageConfig, **kwargs) -> MageForMaskedImageModeling:
     return MageForMaskedImageModeling(MageConfig(**values))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("backend", [pytest.param("aot_eager", marks=pytest.mark.slow), INDUCTOR])
 def test_training_step_of_any_number_of_masked_tokens(small_config, backend):
     without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = shallow(small_config, **without_dropout).train()
@@ -74,10 +74,20 @@ def test_pipeline(small_config, backend):
         torch.testing.assert_close(made, images, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", ["confidence", "random", "halton"])
-def test_every_step_is_the_same_compiled_step(order):
-    """The step's number, its noise and its schedule are no constants of the graph."""
-    scheduler, logits = MageScheduler(mask_token_id=99, unmasking_order=order), torch.randn(2, 64, 16)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"unmasking_order": "random"},
+        {"unmasking_order": "halton"},
+        {"token_temperature": 0.9, "top_k": 8, "top_p": 0.9},
+        {"token_temperature": 0.0},
+        {"temperature_schedule": "square", "masking_schedule": "exponential"},
+    ],
+)
+def test_every_step_is_the_same_compiled_step(choice):
+    """The step's number, its noise and its schedule are not constants of the graph."""
+    scheduler, logits = MageScheduler(mask_token_id=99, **choice), torch.randn(2, 64, 16)
     graphs = []
 
     def backend(graph, inputs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler, sample_masks
-from transformers_mage.conditioning import apply_guidance, guidance_at, resolve_class_labels
+from transformers_mage.conditioning import GuidancePlan, apply_guidance, guidance_at, resolve_class_labels
 
 DIGITS = dict(enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
@@ -107,6 +107,12 @@ def test_a_model_that_never_saw_the_unconditional_token_takes_no_guidance(condit
     [
         ({"guidance_scale": -1.0}, "0 .no guidance. or more and finite, got -1.0"),
         ({"guidance_scale": math.nan}, "got nan"),
+        ({"guidance_interval": (0.5, 0.5)}, r"`guidance_interval` must be two shares .*, got \(0\.5, 0\.5\)"),
+        ({"guidance_interval": (-0.1, 1)}, "`guidance_interval` must be two shares"),
+        ({"guidance_interval": (0, 20)}, "`guidance_interval` must be two shares"),
+        ({"guidance_interval": (0, math.nan)}, "`guidance_interval` must be two shares"),
+        ({"guidance_interval": 0.5}, "`guidance_interval` must be two shares"),
+        ({"guidance_interval": None}, "`guidance_interval` must be two shares"),
         ({"guidance_schedule": "quadratic"}, r"one of \['linear', 'constant', 'cosine'\], got 'quadratic'"),
     ],
 )
@@ -186,6 +192,25 @@ def test_guidance_schedules():
     assert [guidance_at(4.0, "linear", done) for done in (0.25, 0.5, 1.0)] == [1.0, 2.0, 4.0]
     assert [guidance_at(4.0, "constant", done) for done in (0.25, 0.5, 1.0)] == [4.0, 4.0, 4.0]
     assert [guidance_at(4.0, "cosine", done) for done in (0.5, 1.0)] == pytest.approx([2.0, 4.0])
+
+
+def test_guidance_in_an_interval_of_the_steps():
+    plan = GuidancePlan("constant", (0.25, 0.75))
+    assert [plan.at(3.0, step, 8) for step in range(8)] == [0, 0, 3, 3, 3, 3, 0, 0]
+    whole = GuidancePlan("linear")
+    assert [whole.at(4.0, step, 4) for step in range(4)] == [guidance_at(4.0, "linear", (s + 1) / 4) for s in range(4)]
+
+
+def test_outside_of_the_interval_the_model_is_asked_once(conditional_pipeline: MagePipeline, monkeypatch):
+    sizes, forward = [], conditional_pipeline.model.forward
+
+    def watched(*args, input_ids: torch.Tensor, **kwargs):
+        sizes.append(len(input_ids))
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(conditional_pipeline.model, "forward", watched)
+    conditional_pipeline(class_labels=[1, 2], guidance_scale=2.0, guidance_interval=(0.25, 0.75))
+    assert sizes == [2, 4, 4, 2]
 
 
 def test_guidance_at_scale_0_is_no_guidance_bit_for_bit(conditional_pipeline: MagePipeline):

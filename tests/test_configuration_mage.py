@@ -16,6 +16,17 @@ def test_default_is_the_published_base_model_without_a_tokenizer():
     assert config.vq_config is None
 
 
+@pytest.mark.parametrize("image_size", [(64, 32), [64, 32]])
+def test_sizes_follow_from_the_configuration(image_size):
+    config = MageConfig(image_size=image_size)
+
+    assert (config.image_height_width, config.grid_size, config.sequence_length) == ((64, 32), (4, 2), 8)
+    assert MageConfig(image_size=64).image_height_width == (64, 64)
+    assert config.num_channels == 3
+    grey = MageConfig(patch_size=4, codebook_size=16, vq_config=SMALL_VQ_CONFIG | {"in_channels": 1})
+    assert grey.num_channels == 1
+
+
 def test_saved_and_loaded_config_is_the_same(tmp_path, small_config):
     small_config.save_pretrained(tmp_path)
 
@@ -34,6 +45,13 @@ def test_saved_and_loaded_config_is_the_same(tmp_path, small_config):
         ),
         ({"mask_ratio_std": -1}, "`mask_ratio_std` must be 0"),
         ({"drop_ratio": 0.6}, r"`drop_ratio` must lie between 0 and `mask_ratio_min` \(0.5\), got 0.6"),
+        ({"hidden_act": "gelux"}, "`hidden_act` must be one of .*'gelu'.*, got 'gelux'"),
+        ({"intermediate_size": -1}, "`intermediate_size` must be at least 1, got -1"),
+        ({"layer_norm_eps": 0.0}, "`layer_norm_eps` must be above 0"),
+        ({"initializer_range": float("nan")}, "`initializer_range` must be 0 or more and finite, got nan"),
+        ({"mask_ratio_mean": float("nan")}, "`mask_ratio_mean` must lie between .* got nan"),
+        ({"mask_ratio_mean": 1e9}, "at most 6 `mask_ratio_std` \\(0.25\\) outside, got 1000000000.0"),
+        ({"mask_ratio_std": float("inf")}, "`mask_ratio_std` must be 0 .* finite, got inf"),
         ({"image_size": 250}, r"multiple of `patch_size` \(16\), got 250"),
         ({"hidden_dropout_prob": 1.5}, "between 0 and 1, got 1.5"),
         ({"num_classes": -1}, "got -1"),

@@ -272,25 +272,6 @@ def test_classifiers_go_back_too(kind, tmp_path):
     assert all(torch.equal(back[name], weights[name]) for name in weights if name.startswith(("head", "blocks")))
 
 
-def test_push_to_hub_uploads_the_whole_folder(tmp_path, monkeypatch):
-    uploads = []
-    monkeypatch.setattr(convert_original_checkpoint, "get_token", lambda: "token")
-    monkeypatch.setattr(convert_original_checkpoint, "create_repo", lambda name, exist_ok: _Repository(f"me/{name}"))
-    monkeypatch.setattr(convert_original_checkpoint, "upload_folder", lambda **kwargs: uploads.append(kwargs))
-    checkpoint = save_original(tmp_path / "mage.pth", original_weights())
-
-    folder = convert(checkpoint, tmp_path / "out", "--push_to_hub", "mage-tiny")
-
-    assert uploads[0]["repo_id"] == "me/mage-tiny"
-    assert uploads[0]["folder_path"] == folder
-    assert 'from_pretrained("mage-tiny")' in (folder / "README.md").read_text()
-
-
-class _Repository:
-    def __init__(self, repo_id: str):
-        self.repo_id = repo_id
-
-
 # What people have on disk instead of a checkpoint of MAGE; each must say so, with exit code 1 and no output.
 
 
@@ -371,14 +352,14 @@ BAD_FILES = {
     "HTML": (lambda path: path.write_text("\n<!DOCTYPE html><html>Virus scan"), ["an HTML page", "browser"]),
     "HTML with a mark": (lambda path: path.write_text("\ufeff<html>", "utf-8"), ["an HTML page"]),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), ["git lfs pull"]),
-    "text": (lambda path: path.write_text("not found"), ["no checkpoint of PyTorch", "not found"]),
+    "text": (lambda path: path.write_text("not found"), ["not a checkpoint of PyTorch", "not found"]),
     "safetensors": (lambda path: path.write_bytes(b"\x02" + b"\0" * 7 + b"{}" + b"\0" * 9), ["safetensors file"]),
     "folder": (lambda path: path.mkdir(), ["is a folder", "--to_original"]),
     "nothing": (lambda path: None, ["There is no file"]),
     "a list": (lambda path: torch.save([1, 2], path), ["holds a list, not the weights"]),
-    "no weights": (lambda path: torch.save({"epoch": 3}, path), ["holds epoch, which are no named tensors"]),
-    "numbered": (lambda path: torch.save({0: torch.zeros(2)}, path), ["holds 0, which are no named tensors"]),
-    "one byte": (lambda path: path.write_bytes(b"\x85"), ["no checkpoint of PyTorch"]),
+    "no weights": (lambda path: torch.save({"epoch": 3}, path), ["holds epoch, which are not named tensors"]),
+    "numbered": (lambda path: torch.save({0: torch.zeros(2)}, path), ["holds 0, which are not named tensors"]),
+    "one byte": (lambda path: path.write_bytes(b"\x85"), ["not a checkpoint of PyTorch"]),
     "no pickle": (lambda path: path.write_bytes(b"\x80\x02" + b"\xff" * 9), ["damaged"]),
     "MAE": (_mae, ["a checkpoint of MAE, not of MAGE", "mask_token"]),
     "RCG": (_rcg, ["a checkpoint of RCG, not of MAGE"]),
@@ -387,7 +368,7 @@ BAD_FILES = {
     "VQGAN with attention": (_taming_vqgan, ["a VQGAN with attention"]),
     "unknown": (
         lambda path: torch.save({"layer.weight": torch.zeros(2)}, path),
-        ["no checkpoint of MAGE: it holds layer"],
+        ["not a checkpoint of MAGE: it holds layer"],
     ),
     "another codebook": (_of_another_codebook, ["the tokenizer of `vq_config` has 128 codes"]),
     "wrong shapes": (
@@ -416,6 +397,7 @@ def test_bad_file_says_what_it_is(name, tmp_path):
     assert left <= {"file.pth"}
 
 
+@pytest.mark.slow
 def test_command_line_ends_with_a_message_and_exit_code_1(tmp_path):
     page = tmp_path / "mage-vitb-1600.pth"
     page.write_text("<html><title>Google Drive - Virus scan warning</title></html>")
@@ -472,6 +454,7 @@ runpy.run_module("transformers_mage.convert_original_checkpoint", run_name="__ma
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_command_leaves_no_folder(kill, tmp_path):
     checkpoint = save_original(tmp_path / "mage.pth", original_weights())
@@ -518,24 +501,3 @@ def test_sizes_are_read_off_the_shapes(tmp_path):
     config = MageConfig.from_pretrained(folder)
     assert config.to_diff_dict().keys() - TINY.config().to_diff_dict().keys() == {"architectures", "dtype"}
     assert TINY.config().to_diff_dict().items() <= config.to_diff_dict().items()
-
-
-def test_upload_is_refused_early_without_a_login(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_original_checkpoint, "get_token", lambda: None)
-
-    with pytest.raises(SystemExit, match="hf auth login"):
-        convert(tmp_path / "mage.pth", tmp_path / "out", "--push_to_hub", "mage-tiny")
-
-
-def test_failed_upload_keeps_the_folder(tmp_path, monkeypatch):
-    def refuse(name, exist_ok):
-        raise OSError("no such user")
-
-    monkeypatch.setattr(convert_original_checkpoint, "get_token", lambda: "token")
-    monkeypatch.setattr(convert_original_checkpoint, "create_repo", refuse)
-    checkpoint = save_original(tmp_path / "mage.pth", original_weights())
-
-    with pytest.raises(SystemExit, match="is written, but could not be uploaded to mage-tiny: no such user"):
-        convert(checkpoint, tmp_path / "out", "--push_to_hub", "mage-tiny")
-
-    assert (tmp_path / "out" / "model.safetensors").is_file()

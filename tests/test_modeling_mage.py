@@ -1,7 +1,10 @@
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
@@ -12,7 +15,7 @@ from transformers_mage import (
     MageModel,
     sample_masks,
 )
-from transformers_mage.modeling_mage import interpolate_position_embeddings
+from transformers_mage.modeling_mage import check_weights, interpolate_position_embeddings
 
 
 def tokens_of(config: MageConfig, batch_size: int = 2) -> torch.Tensor:
@@ -302,6 +305,92 @@ def test_classifier_drops_paths_while_training_alone(small_config, pixel_values)
     assert torch.allclose(evaluated[0::2], evaluated[:1].expand(8, -1), atol=1e-5)
 
 
+# As other models behave
+
+
+def test_integer_masks_are_as_good_as_bool_ones(small_model, small_config):
+    tokens, masks = tokens_of(small_config), masks_of(small_config)
+    integers = masks | {name: masks[name].long() for name in ("bool_masked_pos", "bool_dropped_pos")}
+
+    assert torch.equal(small_model(input_ids=tokens, **masks).logits, small_model(input_ids=tokens, **integers).logits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_masked_is_nothing_to_learn(small_model, small_config, training):
+    """A loss of 0 rather than an error: one such batch must not end a run, and every process needs a way back."""
+    loss = small_model.train(training)(
+        input_ids=tokens_of(small_config), bool_masked_pos=torch.zeros(2, 64, dtype=torch.bool)
+    ).loss
+    loss.backward()
+
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in small_model.parameters())
+    assert small_model.head.dense.weight.grad is not None
+
+
+def test_tuples_when_the_configuration_asks_for_them(small_config, pixel_values):
+    for model_class in (MageModel, MageForMaskedImageModeling, MageForImageClassification):
+        model = model_class(small_config).eval()
+        expected = model(pixel_values)
+        model.config.return_dict = False
+
+        assert isinstance(model(pixel_values), tuple)
+        assert torch.equal(model(pixel_values)[0], expected[0])
+        assert torch.equal(model(pixel_values, return_dict=True)[0], expected[0])
+        model.config.return_dict = True
+
+
+def test_vocabulary_keeps_its_size(small_model, small_config):
+    before = copy.deepcopy(small_model.state_dict())
+
+    with pytest.raises(ValueError, match="cannot be resized: its 1017 entries are the 16 codes of its tokenizer"):
+        small_model.resize_token_embeddings(2000)
+
+    assert small_model.resize_token_embeddings() is small_model.get_input_embeddings()
+    assert small_model.resize_token_embeddings(1017) is small_model.get_input_embeddings()
+    assert all(torch.equal(weight, before[name]) for name, weight in small_model.state_dict().items())
+    assert small_model.config.vocab_size == small_config.vocab_size
+
+
+@pytest.mark.parametrize("label", [-2, 3])
+def test_classes_that_do_not_exist_are_refused(small_config, label):
+    model = MageForMaskedImageModeling(MageConfig(**{**small_config.to_dict(), "num_classes": 3}))
+
+    with pytest.raises(ValueError, match=f"from 0 to 2, or -1 for no class, got {label}"):
+        model(input_ids=tokens_of(small_config), class_labels=torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda model: model.half(),
+        lambda model: model.bfloat16(),
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.to("cpu", torch.float16),
+        lambda model: model.to(dtype=torch.bfloat16).to(torch.float16),
+        lambda model: model.type(torch.bfloat16),
+    ],
+    ids=["half", "bfloat16", "to", "to with a device", "to twice", "type"],
+)
+def test_casts_leave_the_tokenizer_in_float32(small_model, pixel_values, cast):
+    tokens = small_model.get_image_tokens(pixel_values)
+
+    model = cast(small_model)
+
+    assert model.dtype in (torch.float16, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.mage.vqvae.parameters()} == {torch.float32}
+    assert list(model.state_dict()) == list(MageForMaskedImageModeling(model.config).state_dict())
+    assert torch.equal(model.get_image_tokens(pixel_values), tokens)
+    assert model.to("meta").mage.vqvae.device.type == "meta"
+
+
+def test_the_tokenizer_itself_is_cast_by_name(small_model):
+    small_model.mage.vqvae.to(torch.bfloat16)
+    assert small_model.mage.vqvae.dtype == torch.bfloat16
+
+    assert small_model.float().mage.vqvae.dtype == torch.float32
+
+
 # Saving and loading
 
 
@@ -361,6 +450,80 @@ def test_tokens_do_not_depend_on_autocast(small_model, pixel_values):
         assert torch.equal(small_model.get_image_tokens(pixel_values), tokens)
 
 
+def remove_weights(folder: Path, *parts: str):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not any(part in name for part in parts)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("parts", "auto_class", "message"),
+    [
+        (["vqvae."], AutoModel, r"lacks .*\(vqvae\..*tokenizer is incomplete: pass `vq_config=None`"),
+        (["vqvae.encoder.conv_in"], AutoModelForImageClassification, r"lacks 2 .*mage\.vqvae\.encoder\.conv_in"),
+        (["vqvae.quantize"], AutoModelForMaskedImageModeling, "lacks 1 of the weights of MageForMaskedImageModeling"),
+        (["decoder.layers", "decoder.embed"], AutoModelForMaskedImageModeling, "holds? an encoder only"),
+        (["mage.layers.1.mlp"], AutoModel, "lacks 4 .* Download, convert or save it again"),
+        (["mage.embeddings"], AutoModelForImageClassification, "lacks 4 .*mage.embeddings"),
+    ],
+)
+def test_missing_weights_are_refused_where_random_ones_would_be_used(
+    small_model, tmp_path, parts, auto_class, message
+):
+    small_model.mage.vqvae = small_model.mage.vqvae if "vqvae" in parts[0] else None
+    small_model.config.vq_config = small_model.config.vq_config if "vqvae" in parts[0] else None
+    small_model.save_pretrained(tmp_path)
+    remove_weights(tmp_path, *parts)
+
+    with pytest.raises(ValueError, match=message):
+        auto_class.from_pretrained(tmp_path)
+
+
+def test_weights_stored_as_integers_are_refused(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head.dense.weight"] = weights["head.dense.weight"].long()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match=r"1 of its weights as whole numbers \(head.dense.weight as I64\)"):
+        MageForMaskedImageModeling.from_pretrained(tmp_path)
+
+
+def test_models_load_without_a_tokenizer_that_is_incomplete(small_model, small_config, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    remove_weights(tmp_path, "vqvae.encoder")
+
+    loaded = MageForMaskedImageModeling.from_pretrained(tmp_path, vq_config=None)
+
+    tokens = tokens_of(small_config)
+    assert torch.equal(loaded(input_ids=tokens).logits, small_model(input_ids=tokens).logits)
+
+
+def test_added_classes_may_be_new_but_not_lost(small_config, tmp_path):
+    classes = {**small_config.to_dict(), "num_classes": 3}
+    MageForMaskedImageModeling(small_config).save_pretrained(tmp_path / "unconditional")
+    MageForMaskedImageModeling(MageConfig(**classes)).save_pretrained(tmp_path / "conditional")
+    remove_weights(tmp_path / "conditional", "class_embeddings")
+
+    added = MageForMaskedImageModeling.from_pretrained(tmp_path / "unconditional", config=MageConfig(**classes))
+
+    assert added.mage.embeddings.class_embeddings.num_embeddings == 3
+    with pytest.raises(ValueError, match="class_embeddings"):
+        MageForMaskedImageModeling.from_pretrained(tmp_path / "conditional")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["head.dense.weight", "mage.vqvae.quantize.embedding.weight"])
+def test_weights_that_are_not_finite_are_named(small_model, value, name):
+    check_weights(small_model)
+    small_model.get_parameter(name).data[0, 1] = value
+
+    with pytest.raises(ValueError, match=f"1 of the weights of MageForMaskedImageModeling .* \\({name}\\)"):
+        check_weights(small_model)
+    check_weights(small_model.half().decoder)
+
+
 # Bad input
 
 
@@ -391,7 +554,18 @@ GOOD_MASK = torch.ones(2, 64, dtype=torch.bool)
         (call_with(input_ids=GOOD_TOKENS[:, :60]), "60 tokens make no square"),
         (call_with(input_ids=GOOD_TOKENS[:, :49]), r"got \(7, 7\)"),
         (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK[:, 1:]), r"shape \(2, 64\), got .* \(2, 63\)"),
-        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK.long()), "must be a bool tensor"),
+        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK.float()), "must be a bool tensor, or .*float32"),
+        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=2 * GOOD_MASK.long()), "0 and 1 only, got 2"),
+        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK, num_masked=127), "is 127, but .* masks 128"),
+        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK, num_masked=129), r"from 0 to 128 .*, got 129"),
+        (call_with(input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK, num_masked=-1), "got -1"),
+        (call_with(input_ids=GOOD_TOKENS, num_dropped=3), "`bool_dropped_pos`, which says where, is missing"),
+        (
+            call_with(
+                input_ids=GOOD_TOKENS, bool_masked_pos=GOOD_MASK, bool_dropped_pos=GOOD_MASK, num_dropped=63
+            ),
+            "`num_dropped` = 63 positions in every image, got between 64 and 64",
+        ),
         (
             call_with(input_ids=GOOD_TOKENS, bool_masked_pos=~GOOD_MASK, bool_dropped_pos=GOOD_MASK),
             "`bool_masked_pos` does not mask",

@@ -1,4 +1,4 @@
-"""What MageScheduler offers beside the paper's rule: schedules, orders, and cutting a distribution's tail off."""
+"""What MageScheduler offers besides the paper's rule: schedules, orders, and cutting a distribution's tail off."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_mage import MagePipeline, MageScheduler
-from transformers_mage.scheduling_mage import MASKING_SCHEDULES, filter_logits, halton_order, sample_tokens
+from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES, halton_order, sample_tokens
 
 MASK = 99
 
@@ -18,6 +18,11 @@ def run(scheduler: MageScheduler, logits: torch.Tensor, sample: torch.Tensor, se
         sample = scheduler.step(logits, timestep, sample, generator).prev_sample
         steps.append(sample)
     return steps
+
+
+def warped(logits: torch.Tensor, **choice) -> torch.Tensor:
+    """What tokens are sampled from."""
+    return MageScheduler(MASK, **choice)._warp(logits)
 
 
 # Schedules
@@ -33,7 +38,26 @@ def test_schedules_fall_from_everything_to_nothing(schedule: str):
 
 def test_schedules_in_closed_form():
     halfway = {name: schedule(0.5) for name, schedule in MASKING_SCHEDULES.items()}
-    assert halfway == pytest.approx({"cosine": math.sqrt(0.5), "linear": 0.5, "square": 0.75, "arccos": 2 / 3})
+    expected = {
+        "cosine": math.sqrt(0.5), "linear": 0.5, "square": 0.75, "cubic": 0.875, "square_root": 1 - math.sqrt(0.5),
+        "arccos": 2 / 3, "exponential": (1 - math.exp(-2.5)) / (1 - math.exp(-5)),
+    }  # fmt: skip
+    assert halfway == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "strengths"),
+    [("linear", [3, 2, 1, 0]), ("square", [2.25, 1, 0.25, 0]), ("constant", [4] * 4),
+     ("cosine", [4 * math.cos(math.pi / 8 * step) for step in (1, 2, 3, 4)])],
+)  # fmt: skip
+def test_the_noise_falls_by_its_schedule(schedule: str, strengths: list[float]):
+    scheduler = MageScheduler(MASK, temperature=4.0, temperature_schedule=schedule, num_inference_steps=4)
+    scheduler._num_masked_at_start = torch.tensor([16])
+    sample = torch.full((1, 16), MASK)
+    assert [scheduler.plan_step(step, sample).noise_strength.item() for step in range(4)] == pytest.approx(
+        strengths, abs=1e-6
+    )
+    assert list(TEMPERATURE_SCHEDULES) == ["linear", "cosine", "square", "constant"]
 
 
 @pytest.mark.parametrize("schedule", MASKING_SCHEDULES)
@@ -119,21 +143,32 @@ def test_halton_order_needs_to_know_the_grid():
 
 def test_the_token_temperature_divides_the_logits():
     logits = torch.randn(2, 5, 16)
-    torch.testing.assert_close(filter_logits(logits, temperature=0.5), 2 * logits)
+    torch.testing.assert_close(warped(logits, token_temperature=0.5), 2 * logits)
 
 
-def test_top_k_keeps_the_k_likeliest_even_among_equals():
+def test_top_k_keeps_the_k_likeliest_and_their_equals():
     logits = torch.tensor([1.0, 3.0, 2.0, 0.0])
-    assert filter_logits(logits, top_k=2).isfinite().tolist() == [False, True, True, False]
-    assert filter_logits(torch.zeros(4), top_k=2).isfinite().sum() == 2
-    assert torch.equal(filter_logits(logits, top_k=9), logits)
+    assert warped(logits, top_k=2).isfinite().tolist() == [False, True, True, False]
+    assert warped(torch.tensor([1.0, 3.0, 1.0, 0.0]), top_k=2).isfinite().tolist() == [True, True, True, False]
+    assert torch.equal(warped(logits, top_k=9), logits)
+
+
+def test_the_tail_is_cut_by_the_definitions():
+    """The k likeliest, then of what is left the fewest that are together as likely as p."""
+    logits = torch.randn(3, 50, 40).double().float()
+    kept = warped(logits, token_temperature=0.7, top_k=20, top_p=0.8).isfinite().flatten(0, 1)
+    for row, is_kept in zip(logits.flatten(0, 1) / 0.7, kept, strict=True):
+        ordered, order = row.sort(descending=True)
+        probabilities = ordered[:20].double().softmax(dim=0)
+        count = int((probabilities.cumsum(dim=0) - probabilities < 0.8).sum())
+        assert is_kept.nonzero().flatten().tolist() == sorted(order[:count].tolist())
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.95, 3), (1.0, 4)])
 def test_top_p_keeps_the_fewest_that_are_this_likely_together(top_p: float, kept: int):
     logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log()
     likeliest_first = [1, 3, 2, 0]
-    finite = filter_logits(logits, top_p=top_p).isfinite().nonzero().flatten().tolist()
+    finite = warped(logits, top_p=top_p).isfinite().nonzero().flatten().tolist()
     assert finite == sorted(likeliest_first[:kept])
 
 
@@ -169,9 +204,19 @@ def test_choices_that_cut_nothing_off_sample_as_the_paper():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"masking_schedule": "exp"}, r"one of \['cosine', 'linear', 'square', 'arccos'\], got 'exp'"),
+        (
+            {"masking_schedule": "exp"},
+            r"`masking_schedule` must be one of \['cosine', 'linear', 'square', 'cubic', .* got 'exp'",
+        ),
         ({"unmasking_order": "raster"}, r"one of \['confidence', 'random', 'halton'\], got 'raster'"),
         ({"token_temperature": -1.0}, "0 or more and finite, got -1.0"),
+        ({"temperature_schedule": "exp"}, r"`temperature_schedule` must be one of \['linear', .* got 'exp'"),
+        ({"temperature": math.nan}, "`temperature` must be 0 or more and finite, got nan"),
+        ({"temperature": math.inf}, "`temperature` must be 0 or more and finite, got inf"),
+        ({"token_temperature": math.nan}, "`token_temperature` must be 0 or more and finite, got nan"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number of at least 1, got 2.5"),
+        ({"top_p": math.nan}, "`top_p` must lie above 0 and be at most 1, got nan"),
+        ({"top_k": True}, "`top_k` must be a whole number of at least 1, got True"),
         ({"top_k": 0}, "`top_k` must be a whole number of at least 1, got 0"),
         ({"top_k": 2.5}, "got 2.5"),
         ({"top_p": 0.0}, "`top_p` must lie above 0 and be at most 1, got 0.0"),

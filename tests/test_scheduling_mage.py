@@ -1,6 +1,7 @@
 import math
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -143,6 +144,34 @@ def test_saved_and_loaded_scheduler_is_the_same(tmp_path):
 
     loaded.set_timesteps()
     assert (loaded.num_inference_steps, loaded.temperature, loaded.config.masking_schedule) == (7, 4.5, "linear")
+
+
+def test_numbers_of_numpy_and_torch_are_saved_as_plain_ones(tmp_path):
+    scheduler = MageScheduler(
+        np.int64(MASK), temperature=np.float32(4.5), num_inference_steps=torch.tensor(7), top_k=np.int32(3),
+        top_p=np.float64(0.5), token_temperature=torch.tensor(2.0),
+    )  # fmt: skip
+    scheduler.save_pretrained(tmp_path)
+    loaded = MageScheduler.from_pretrained(tmp_path).config
+    assert (loaded.mask_token_id, loaded.temperature, loaded.num_inference_steps) == (MASK, 4.5, 7)
+    assert (loaded.top_k, loaded.top_p, loaded.token_temperature) == (3, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("timestep", [99, 4, -1, 1.5, True, torch.tensor(99)])
+def test_a_timestep_out_of_the_plan_is_refused(timestep):
+    scheduler, tokens = MageScheduler(MASK, num_inference_steps=4), torch.full((1, 16), MASK)
+    for call in (
+        lambda: scheduler.step(torch.randn(1, 16, 8), timestep, tokens),
+        lambda: scheduler.add_noise(tokens, timestep),
+    ):
+        with pytest.raises(ValueError, match="`timestep` must be one of `timesteps`, from 3 down to 0, got "):
+            call()
+
+
+@pytest.mark.parametrize("timestep", [3, np.int64(3), torch.tensor(3)])
+def test_a_timestep_of_every_library(timestep):
+    scheduler, tokens = MageScheduler(MASK, num_inference_steps=4), torch.full((1, 16), MASK)
+    assert (scheduler.step(torch.randn(1, 16, 8), timestep, tokens).prev_sample == MASK).sum() == 14
 
 
 @pytest.mark.parametrize(

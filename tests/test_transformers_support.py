@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from diffusers import VQModel
 from PIL import Image
 from transformers import (
@@ -17,7 +18,7 @@ from transformers import (
     pipeline,
 )
 
-from transformers_mage import MageConfig, MageForImageClassification, MagePipeline
+from transformers_mage import MageConfig, MageForImageClassification, MageForMaskedImageModeling, MagePipeline
 
 
 @pytest.fixture
@@ -133,3 +134,32 @@ def test_trainer_averages_over_accumulated_batches(small_config, tmp_path):
 
     losses = [trainer.state.log_history[-1]["train_loss"] for trainer in (once, twice)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+class MaskedTokens(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.arange(64) % 16
+        return {
+            "input_ids": tokens,
+            "bool_masked_pos": tokens % 2 == index % 2,
+            "class_labels": torch.tensor(index % 3),
+        }
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_trainer_evaluates_masked_modelling_unasked(small_config, tmp_path, num_classes):
+    model = MageForMaskedImageModeling(MageConfig(**{**small_config.to_dict(), "num_classes": num_classes}))
+    data = MaskedTokens()
+    columns = ["input_ids", "bool_masked_pos"] + (["class_labels"] if num_classes else [])
+    batch = {name: torch.stack([data[i][name] for i in range(4)]) for name in columns}
+    data = Dataset.from_list([{name: data[i][name].tolist() for name in columns} for i in range(4)])
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, arguments, eval_dataset=data.with_format("torch"))
+
+    metrics = trainer.evaluate()
+
+    assert trainer.label_names == ["bool_masked_pos"]
+    assert metrics["eval_loss"] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)

@@ -10,8 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import SMALL_VQ_CONFIG
 from tests.reference import TINY
+from transformers_mage import MageConfig, MageModel
 from transformers_mage.convert_original_checkpoint import tokenizer_config
-from transformers_mage.vq_shortcuts import skip_noop_layers
+from transformers_mage.vq_shortcuts import LeanModule, skip_noop_layers
+
+TINY_SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -77,6 +80,40 @@ def test_gradients_pass_through_a_frozen_tokenizer(stock, pixels):
         gradients.append(latents.grad)
     assert torch.allclose(*gradients, atol=1e-7)
     assert gradients[0].abs().max() > 1e-4
+
+
+def test_stock_names_in_the_stock_order(stock):
+    names = list(stock.state_dict())
+
+    skip_noop_layers(stock)
+
+    assert list(stock.state_dict()) == names
+    assert [name for name, _ in stock.named_parameters()] == names
+    assert skip_noop_layers(stock) == 13  # once more changes nothing
+    assert list(stock.state_dict()) == names
+
+
+def test_loading_the_weights_again_keeps_the_shortcuts(stock):
+    """Also into another model, whose weights were not there to be looked at when it was made."""
+    with torch.device("meta"):
+        empty = VQModel(**tokenizer_config(TINY.tokenizer_weights)).requires_grad_(False)
+    assert skip_noop_layers(empty) == 0
+
+    empty.load_state_dict(stock.state_dict(), assign=True)
+
+    assert sum(module.skips for module in empty.modules() if isinstance(module, LeanModule)) == 13
+
+
+def test_models_are_made_with_lean_tokenizers(stock, pixels):
+    """Whether the weights come with `load_state_dict`, with `from_pretrained` or by another cast."""
+    config = MageConfig(codebook_size=64, patch_size=16, image_size=64, vq_config=dict(stock.config), **TINY_SIZES)
+    model = MageModel(config)
+    model.vqvae.load_state_dict(stock.state_dict())
+    tokens = model.get_image_tokens(pixels)
+
+    for moved in (model, copy.deepcopy(model).to(torch.bfloat16), model.train()):
+        assert sum(module.skips for module in moved.modules() if isinstance(module, LeanModule)) == 13
+        assert torch.equal(moved.get_image_tokens(pixels), tokens)
 
 
 def test_weights_that_learn_take_the_long_way(stock, pixels):

@@ -10,20 +10,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, DatasetDict
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
 
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block
-from transformers_mage.visualization import draw_steps
+from transformers_mage.visualization import draw_grid, draw_steps
 
 CARD = ROOT / "model_cards" / "mage-digits"
-SHOTS = (1, 5, 10, 25, None)
-SEEDS = range(3)
 # The paper's 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
 TEMPERATURE = 3.0
 
@@ -67,15 +62,14 @@ def evaluate(dataset: DatasetDict, model_dir: Path) -> dict:
     pictures.mkdir(exist_ok=True)
 
     samples = digits.generate(pipe, 256)
-    draw_grid(samples[:64], columns=8).save(pictures / "samples.png")
+    draw_grid(samples[:64], num_columns=8).save(pictures / "samples.png")
     steps = pipe(6, generator=[digits.seeded(i) for i in range(6)], return_steps=True)
     draw_steps(steps.images, steps.steps, pipe.model.config.mask_token_id, num_columns=10).save(pictures / "steps.png")
     return {
         "samples": digits.score_samples(judge, samples),
         "test_images": digits.score_samples(judge, dataset["test"]["image"][:]),
-        "noise": digits.score_samples(judge, digits.noise_images(256)),
+        "junk": digits.score_samples(judge, digits.junk_images(dataset["test"])),
         "inpainting": evaluate_inpainting(judge, pipe, dataset["test"], pictures),
-        "probe": evaluate_probe(dataset, model_dir),
     }
 
 
@@ -87,35 +81,8 @@ def evaluate_inpainting(judge: digits.DigitJudge, pipe: MagePipeline, test: Data
         kept[side] = digits.score_inpainting(judge, originals, painted)
         if side == "bottom":
             rows = [originals[:16], [digits.blank_half(image, side) for image in originals[:16]], painted[:16]]
-            draw_grid([image for row in rows for image in row], columns=16).save(pictures / "inpainting.png")
+            draw_grid([image for row in rows for image in row], num_columns=16).save(pictures / "inpainting.png")
     return kept
-
-
-def evaluate_probe(dataset: DatasetDict, model_dir: Path) -> dict:
-    """Accuracies of a linear probe, mean and standard deviation over draws of the examples, beside raw pixels."""
-    model, processor = AutoModel.from_pretrained(model_dir).eval(), AutoImageProcessor.from_pretrained(model_dir)
-    images = {split: dataset[split]["image"][:] for split in dataset}
-    labels = {split: dataset[split]["label"][:] for split in dataset}
-    features = {
-        "features": {split: digits.extract_features(model, processor, images[split]) for split in images},
-        "pixels": {split: digits.raw_pixels(images[split]) for split in images},
-    }
-    table = {}
-    for name, values in features.items():
-        for shots in SHOTS:
-            accuracies = [digits.probe_accuracy(values, labels, shots, seed) for seed in SEEDS]
-            table.setdefault(name, {})[str(shots or "all")] = [np.mean(accuracies), np.std(accuracies)]
-    return table
-
-
-def draw_grid(images: list[Image.Image], columns: int, scale: int = 2, gap: int = 2) -> Image.Image:
-    """Images side by side, `columns` to a row."""
-    side = digits.IMAGE_SIZE * scale + gap
-    picture = Image.new("RGB", (columns * side - gap, -(-len(images) // columns) * side - gap), "white")
-    for number, image in enumerate(images):
-        place = (number % columns * side, number // columns * side)
-        picture.paste(image.resize((side - gap, side - gap), Image.Resampling.NEAREST), place)
-    return picture
 
 
 def write_card(figures: dict, model_dir: Path):
@@ -124,15 +91,14 @@ def write_card(figures: dict, model_dir: Path):
     measures = [
         ["samples that the classifier is over 0.9 sure of", percent(figures["samples"]["sure"])],
         ["the same of the real test digits", percent(figures["test_images"]["sure"])],
-        ["the same of images of noise", percent(figures["noise"]["sure"])],
+        ["the same of junk: shuffled blocks, halves of two digits, noise, blur", percent(figures["junk"]["sure"])],
+        ["samples that are likelier junk than any digit", percent(figures["samples"]["junk"])],
+        ["the same of the real test digits", percent(figures["test_images"]["junk"])],
         ["different digits among those samples", figures["samples"]["digits"]],
     ]
     for side, kept in figures["inpainting"].items():
         measures.append([f"test digits that keep their label, {side} half painted again", percent(kept)])
     replace_block(card, "generation", markdown_table(["measure", "% (or count)"], measures))
-    header = ["labels a class", *figures["probe"]["features"]]
-    rows = [[name, *(percent(*cell) for cell in cells.values())] for name, cells in figures["probe"].items()]
-    replace_block(card, "probe", markdown_table(header, rows))
 
 
 if __name__ == "__main__":

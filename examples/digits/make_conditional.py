@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -25,11 +26,10 @@ from tqdm.auto import tqdm
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from examples.digits.make import CARD as UNCONDITIONAL
-from examples.digits.make import draw_grid
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block
 from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
-from transformers_mage.visualization import draw_frames, save_gif
+from transformers_mage.visualization import draw_frames, draw_grid, save_gif
 
 CARD = ROOT / "model_cards" / "mage-digits-conditional"
 GUIDANCE_SCALES = (0.0, 1.0, 2.0, 4.0)
@@ -103,16 +103,10 @@ class ConditionalJudge:
         return {"accuracy": accuracy, **shares, "distance": distance}
 
 
-def sample(
-    pipe: MagePipeline, num_images: int, batch_size: int = 100, **kwargs
-) -> tuple[list[Image.Image], list[int]]:
-    """Images of all classes in turn, image i from a generator with the seed i, and their classes."""
-    images, labels = [], [i % 10 for i in range(num_images)]
-    for start in tqdm(range(0, num_images, batch_size), desc="Generating", leave=False):
-        batch = range(start, min(start + batch_size, num_images))
-        generators = [digits.seeded(i) for i in batch]
-        images += pipe(class_labels=labels[batch.start : batch.stop], generator=generators, **kwargs).images
-    return images, labels
+def sample(pipe: MagePipeline, num_images: int, **kwargs: Any) -> tuple[list[Image.Image], list[int]]:
+    """Images of all classes in turn, and their classes."""
+    labels = [i % 10 for i in range(num_images)]
+    return digits.generate(pipe, num_images, labels, batch_size=100, **kwargs), labels
 
 
 def measure_guidance(pipe: MagePipeline, judge: ConditionalJudge, num_samples: int) -> dict[str, dict[str, float]]:
@@ -140,7 +134,7 @@ def draw_samples(pipe: MagePipeline, pictures: Path):
         generator=generators,
         return_steps=True,
     )
-    draw_grid(output.images, columns=10).save(pictures / "samples.png")
+    draw_grid(output.images, num_columns=10).save(pictures / "samples.png")
     frames = draw_frames(output.images, output.steps, pipe.model.config.mask_token_id, num_columns=10)
     save_gif(frames, pictures / "samples.gif")
 
@@ -159,18 +153,18 @@ def draw_edits(pipe: MagePipeline, test: Dataset, pictures: Path):
     for shift in (0, 1, 5):
         labels = [(label + shift) % 10 for label in range(10)]
         rows.append(edit(originals, mask_image=mask, class_labels=labels))
-    draw_grid([image for row in rows for image in row], columns=10).save(pictures / "inpainting.png")
+    draw_grid([image for row in rows for image in row], num_columns=10).save(pictures / "inpainting.png")
 
     rows = [originals, *(edit(originals, strength=strength, class_labels=range(10)) for strength in (0.3, 0.6, 0.9))]
-    draw_grid([image for row in rows for image in row], columns=10).save(pictures / "variations.png")
+    draw_grid([image for row in rows for image in row], num_columns=10).save(pictures / "variations.png")
 
     wide = edit(originals, padding=(0, 0, SIZE, 0), class_labels=range(10))
-    stack(wide, columns=5).save(pictures / "outpainting.png")
+    draw_grid(wide, num_columns=5).save(pictures / "outpainting.png")
     small = edit(originals, height=SIZE // 2, width=SIZE // 2, padding=SIZE // 4, class_labels=range(10))
     shrunk = [Image.new("RGB", (SIZE, SIZE), "grey") for _ in originals]
     for canvas, image in zip(shrunk, originals, strict=True):
         canvas.paste(image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC), (SIZE // 4, SIZE // 4))
-    draw_grid([*shrunk, *small], columns=10).save(pictures / "uncropping.png")
+    draw_grid([*shrunk, *small], num_columns=10).save(pictures / "uncropping.png")
 
 
 def draw_photograph(pipe: MagePipeline, pictures: Path):
@@ -185,17 +179,7 @@ def draw_photograph(pipe: MagePipeline, pictures: Path):
     for image in painted:
         if not np.array_equal(np.asarray(image)[outside], np.asarray(photo)[outside]):
             raise RuntimeError("Pixels outside the mask changed.")
-    stack([hole, *painted], columns=3, scale=1).save(pictures / "photograph.png")
-
-
-def stack(images: list[Image.Image], columns: int, scale: int = 2, gap: int = 4) -> Image.Image:
-    """Images of one size and any shape side by side, `columns` to a row."""
-    width, height = (side * scale + gap for side in images[0].size)
-    picture = Image.new("RGB", (columns * width - gap, -(-len(images) // columns) * height - gap), "white")
-    for number, image in enumerate(images):
-        larger = image.resize((width - gap, height - gap), Image.Resampling.NEAREST)
-        picture.paste(larger, (number % columns * width, number // columns * height))
-    return picture
+    draw_grid([hole, *painted], num_columns=3).save(pictures / "photograph.png")
 
 
 def draw_guidance(results: dict[str, dict[str, float]], path: Path):

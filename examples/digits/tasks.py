@@ -4,6 +4,7 @@ world of real images in which a model can be trained, and judged, in minutes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +12,21 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from examples.junk import make_junk
+from transformers_mage.data.labels import draw_subset
 from transformers_mage.pipeline_mage import MagePipeline
+from transformers_mage.representation.probing import fit_best_probe, normalize
 
 IMAGE_SIZE = 32
-
-
 DIGIT_SIZE = 8
-
-
+# The judge's eleventh class.
+JUNK = 10
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -66,28 +65,51 @@ def raw_pixels(images: Sequence[PILImage.Image]) -> np.ndarray:
 
 
 class DigitJudge:
-    """A support vector classifier of raw pixels, trained on the real training digits: what an image shows."""
+    """
+    A support vector classifier of raw pixels: what an image shows. It knows the real training digits and, as an
+    eleventh class, junk made of them; one of digits alone is sure of half of all noise.
+    """
 
     def __init__(self, train: Dataset):
-        self.classifier = CalibratedClassifierCV(SVC(C=10), ensemble=False)
-        self.classifier.fit(raw_pixels(train["image"]), train["label"])
+        digits, labels = raw_pixels(train["image"]), np.array(train["label"])
+        junk = junk_pixels(digits, labels, draws=3, seed=0)
+        self.classifier = CalibratedClassifierCV(SVC(C=10, gamma=0.5), ensemble=False)
+        self.classifier.fit(np.concatenate([digits, junk]), np.concatenate([labels, np.full(len(junk), JUNK)]))
 
     def __call__(self, images: Sequence[PILImage.Image]) -> tuple[np.ndarray, np.ndarray]:
-        """The digit that each image shows, and how probable that is."""
+        """The digit that each image shows, or [`JUNK`], and how probable that is."""
         probabilities = self.classifier.predict_proba(raw_pixels(images))
         return probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
-def noise_images(num_images: int, seed: int = 0) -> list[PILImage.Image]:
-    """Images of independent, uniform pixels: what a classifier of digits says of something that is none."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (num_images, DIGIT_SIZE, DIGIT_SIZE), dtype=np.uint8)
-    return [enlarge(image) for image in pixels]
+def junk_pixels(digits: np.ndarray, labels: np.ndarray, draws: int = 1, seed: int = 0) -> np.ndarray:
+    """(draws x num_digits, 64) pixels of junk of all kinds, made of digits (num_digits, 64) of these labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images, kinds, junk = torch.from_numpy(digits).view(-1, 1, DIGIT_SIZE, DIGIT_SIZE), torch.from_numpy(labels), []
+    for _ in range(draws):
+        order = torch.randperm(len(images), generator=generator)
+        junk.append(make_junk(images[order].float(), kinds[order], generator))
+    return torch.cat(junk).flatten(1).numpy()
+
+
+def junk_images(test: Dataset, seed: int = 0) -> list[PILImage.Image]:
+    """Junk made of unseen digits."""
+    junk = junk_pixels(raw_pixels(test["image"]), np.array(test["label"]), seed=seed)
+    return [enlarge((pixels.reshape(DIGIT_SIZE, DIGIT_SIZE) * 255).round().astype(np.uint8)) for pixels in junk]
 
 
 def score_samples(judge: DigitJudge, images: Sequence[PILImage.Image]) -> dict[str, float]:
-    """Share of the images that the judge is over 0.9 sure of, and how many of the ten digits are among them."""
+    """
+    Share of the images that the judge is over 0.9 sure are a digit, how many of the ten digits are among them, and
+    the share that is likelier junk.
+    """
     digits, certainty = judge(images)
-    return {"sure": float((certainty > 0.9).mean()), "digits": len(np.unique(digits[certainty > 0.9]))}
+    sure = (digits != JUNK) & (certainty > 0.9)
+    return {
+        "sure": float(sure.mean()),
+        "digits": len(np.unique(digits[sure])),
+        "junk": float((digits == JUNK).mean()),
+    }
 
 
 def score_inpainting(
@@ -112,7 +134,7 @@ def hide_half(side: str = "bottom") -> PILImage.Image:
 
 
 def blank_half(image: PILImage.Image, side: str = "bottom") -> PILImage.Image:
-    """The image as it is before painting: grey where [`hide_half`] hides it."""
+    """The image before painting: grey where [`hide_half`] hides it."""
     return PILImage.composite(PILImage.new("RGB", image.size, "grey"), image, hide_half(side))
 
 
@@ -120,12 +142,26 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def generate(pipe: MagePipeline, num_images: int, batch_size: int = 64) -> list[PILImage.Image]:
-    """Images by `pipe`, image i from a generator with the seed i."""
+def generate(
+    pipe: MagePipeline,
+    num_images: int,
+    class_labels: Sequence[int | None] | None = None,
+    batch_size: int = 64,
+    **kwargs: Any,
+) -> list[PILImage.Image]:
+    """
+    Images by `pipe`, image i from a generator with the seed i, and of the class `class_labels[i]`.
+
+    Args:
+        kwargs: of the pipeline's call, as `guidance_scale`.
+    """
     images = []
-    for start in tqdm(range(0, num_images, batch_size), desc="Generating"):
-        generators = [seeded(i) for i in range(start, min(start + batch_size, num_images))]
-        images += pipe(num_images=len(generators), generator=generators).images
+    for start in tqdm(range(0, num_images, batch_size), desc="Generating", leave=False):
+        batch = range(start, min(start + batch_size, num_images))
+        classes = {"num_images": len(batch)}
+        if class_labels is not None:
+            classes = {"class_labels": [class_labels[i] for i in batch]}
+        images += pipe(generator=[seeded(i) for i in batch], **classes, **kwargs).images
     return images
 
 
@@ -153,31 +189,18 @@ def extract_features(
     return torch.cat(features).numpy()
 
 
-def draw_shots(labels: Sequence[int], shots_per_class: int, seed: int) -> np.ndarray:
-    """Indices of `shots_per_class` random examples of each class."""
-    labels, generator = np.asarray(labels), np.random.default_rng(seed)
-    chosen = [
-        generator.choice(np.flatnonzero(labels == label), shots_per_class, replace=False)
-        for label in np.unique(labels)
-    ]
-    return np.concatenate(chosen)
-
-
-def linear_probe(regularisation: float = 1.0) -> Pipeline:
-    """Logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=5000))
-
-
 def probe_accuracy(
     features: dict[str, np.ndarray], labels: dict[str, Sequence[int]], shots_per_class: int | None, seed: int = 0
 ) -> float:
     """
-    Accuracy on the test split of a linear probe trained on a few examples of each class, or on all.
+    Accuracy on the test split of the linear probe of scripts/linear_probe.py, trained on a few examples of each class,
+    or on all.
 
     Args:
         features, labels: of the splits "train" and "test".
     """
-    train_labels = np.asarray(labels["train"])
-    chosen = slice(None) if shots_per_class is None else draw_shots(train_labels, shots_per_class, seed)
-    probe = linear_probe().fit(features["train"][chosen], train_labels[chosen])
-    return float(probe.score(features["test"], labels["test"]))
+    chosen = draw_subset(labels["train"], shots_per_class, seed=seed)
+    train, test = (normalize(torch.from_numpy(features[split])) for split in ("train", "test"))
+    train_labels, test_labels = (torch.as_tensor(labels[split]) for split in ("train", "test"))
+    probe = fit_best_probe(train[chosen], train_labels[chosen], len(NAMES), seed=seed)
+    return float((probe(test).argmax(dim=1) == test_labels).float().mean())

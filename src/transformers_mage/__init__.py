@@ -1,6 +1,8 @@
 """MAGE, the masked generative encoder, for transformers and diffusers. Importing it registers the Auto classes."""
 
+import diffusers
 from diffusers import SchedulerMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,12 +22,20 @@ from .modeling_mage import (
 from .pipeline_mage import MagePipeline, MagePipelineOutput
 from .scheduling_mage import MageScheduler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 AutoConfig.register("mage", MageConfig)
 AutoModel.register(MageConfig, MageModel)
 AutoModelForMaskedImageModeling.register(MageConfig, MageForMaskedImageModeling)
 AutoModelForImageClassification.register(MageConfig, MageForImageClassification)
+
+# Where `DiffusionPipeline.from_pretrained` looks the names in `model_index.json` up, of today and of older folders.
+diffusers.MagePipeline = MagePipeline
+for _library in ("transformers_mage", "transformers_mage.scheduling_mage"):
+    LOADABLE_CLASSES[_library] = {
+        "PreTrainedModel": ["save_pretrained", "from_pretrained"],
+        "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+    }
 
 __all__ = [
     "MageConfig",

@@ -1,11 +1,16 @@
-"""Classes and guidance: what class-conditional generation needs beside the model."""
+"""Classes and guidance: what class-conditional generation adds to the model."""
 
 import difflib
 import math
+import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
 
+from .checks import is_whole_number, whole_number
 from .configuration_mage import MageConfig
 
 # The model's label of "no class": the unconditional token takes the place of the class embedding.
@@ -19,7 +24,49 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda r: (1 - math.cos(math.pi * r)) / 2,  # MDT, arXiv 2303.14389, with power 1
 }
 
-ClassLabels = int | str | None | Sequence[int | str | None] | torch.Tensor
+ClassLabels: TypeAlias = int | str | Sequence[int | str | None] | np.ndarray | torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class GuidancePlan:
+    """
+    How guidance goes over the steps.
+
+    Attributes:
+        schedule (`str`): one of `GUIDANCE_SCHEDULES`.
+        interval (`tuple[float, float]`): shares of the steps from which and up to which there is guidance (arXiv
+            2404.07724). Outside of it a step costs half.
+
+    Raises:
+        ValueError: for a schedule or an interval that does not exist.
+    """
+
+    schedule: str = "linear"
+    interval: Sequence[float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {self.schedule!r}.")
+        if not _is_interval(self.interval):
+            raise ValueError(
+                "`guidance_interval` must be two shares of the steps, (from, to) with 0 <= from < to <= 1, got "
+                f"{self.interval!r}."
+            )
+
+    def at(self, scale: float, step: int, num_steps: int) -> float:
+        """Guidance g_s of step `step` (from 0) of `num_steps`."""
+        begin, end = self.interval
+        if not begin <= step / num_steps < end:
+            return 0.0
+        return guidance_at(scale, self.schedule, (step + 1) / num_steps)
+
+
+def _is_interval(interval: Sequence[float]) -> bool:
+    try:
+        begin, end = (float(share) for share in interval)
+    except (TypeError, ValueError):
+        return False
+    return 0 <= begin < end <= 1
 
 
 def guidance_at(scale: float, schedule: str, done: float) -> float:
@@ -27,7 +74,7 @@ def guidance_at(scale: float, schedule: str, done: float) -> float:
     return scale * GUIDANCE_SCHEDULES[schedule](done)
 
 
-def apply_guidance(logits: torch.FloatTensor, scale: float) -> torch.FloatTensor:
+def apply_guidance(logits: torch.FloatTensor, scale: float | torch.Tensor) -> torch.FloatTensor:
     """
     Classifier-free guidance (arXiv 2207.12598): cond + scale (cond - uncond).
 
@@ -41,55 +88,95 @@ def apply_guidance(logits: torch.FloatTensor, scale: float) -> torch.FloatTensor
     return conditional + scale * (conditional - unconditional)
 
 
-def resolve_class_labels(config: MageConfig, class_labels: ClassLabels) -> list[int] | None:
+def resolve_prompt(
+    config: MageConfig, prompt: ClassLabels, class_labels: ClassLabels, num_images: int | None
+) -> tuple[list[int] | None, int]:
+    """
+    The classes and the number of images (of each) that were asked for: a `prompt` that is a number is `num_images`,
+    any other one is `class_labels`.
+
+    Raises:
+        ValueError: where `prompt` says again what another argument says, and as [`resolve_class_labels`].
+    """
+    is_number = is_whole_number(prompt)
+    same = "num_images" if is_number else "class_labels"
+    if prompt is not None and (num_images if is_number else class_labels) is not None:
+        raise ValueError(f"The first argument, {prompt!r}, means `{same}`. Leave one of both out.")
+    number = prompt if is_number else num_images
+    count = 1 if number is None else whole_number("num_images", number, least=1)
+    if is_number or prompt is None:
+        return resolve_class_labels(config, class_labels), count
+    return resolve_class_labels(config, prompt, "prompt"), count
+
+
+def resolve_class_labels(
+    config: MageConfig, class_labels: ClassLabels, name: str = "class_labels"
+) -> list[int] | None:
     """
     Ids of classes that are given by id or by name (`config.id2label`); `None` among them is the unconditional token.
+    Upper and lower case are the same where that leaves one class.
+
+    Args:
+        name (`str`): the argument that errors speak of.
 
     Raises:
         ValueError: for an unconditional model, an id out of range, or a name that is unknown or not the only one.
     """
     if class_labels is None:
         return None
-    if isinstance(class_labels, torch.Tensor):
-        class_labels = class_labels.tolist()
-    if isinstance(class_labels, (int, str)):
-        class_labels = [class_labels]
     if not config.num_classes:
         raise ValueError(
-            "`class_labels` were given to an unconditional model (`config.num_classes` is 0). Leave them out, or load "
-            "a class-conditional model."
+            f"`{name}` asks an unconditional model (`config.num_classes` is 0) for {class_labels!r}. Leave it out, or "
+            "load a class-conditional model."
         )
+    if isinstance(class_labels, (np.ndarray, torch.Tensor)):
+        class_labels = class_labels.tolist()
+    if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
+        class_labels = [class_labels]
     if not len(class_labels):
-        raise ValueError("`class_labels` must hold at least one class, got none.")
-    return [_class_id(config, label) for label in class_labels]
+        raise ValueError(f"`{name}` must hold at least one class, got none.")
+    return [_class_id(config, label, name) for label in class_labels]
 
 
-def _class_id(config: MageConfig, label: int | str | None) -> int:
+def _class_id(config: MageConfig, label: int | str | None, name: str) -> int:
     if label is None:
         return UNCONDITIONAL_LABEL
     if isinstance(label, str):
         return _class_id_of_name(config, label)
-    if isinstance(label, bool) or not hasattr(label, "__index__"):
-        raise ValueError(f"`class_labels` must be ids, names or None, got {label!r}.")
-    if not 0 <= label < config.num_classes:
-        raise ValueError(f"`class_labels` must lie between 0 and {config.num_classes - 1}, got {label}.")
-    return int(label)
+    if not is_whole_number(label):
+        raise ValueError(f"`{name}` must be ids, names or None, got {label!r}.")
+    if not 0 <= operator.index(label) < config.num_classes:
+        raise ValueError(f"`{name}` must lie between 0 and {config.num_classes - 1}, got {label}.")
+    return operator.index(label)
 
 
 def _class_id_of_name(config: MageConfig, name: str) -> int:
-    names = [config.id2label.get(label) for label in range(config.num_classes)]
-    if None in names or len(config.id2label) != config.num_classes:
+    known_names: dict[int, str] = {int(label): known for label, known in (config.id2label or {}).items()}
+    if sorted(known_names) != list(range(config.num_classes)):
         raise ValueError(
-            f"The model has {config.num_classes} classes but names {len(config.id2label)} (`config.id2label`), so "
+            f"The model has {config.num_classes} classes but names {len(known_names)} (`config.id2label`), so "
             f"{name!r} means none of them. Pass ids from 0 to {config.num_classes - 1}."
         )
+    names = [known_names[label] for label in range(config.num_classes)]
     found = [label for label, known in enumerate(names) if known == name]
+    found = found or [label for label, known in enumerate(names) if known.casefold() == name.casefold()]
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"Several classes are called {name!r}: {found}. Pass the id of one of them.")
-    alike = difflib.get_close_matches(name, names, n=5) or names[:5]
-    raise ValueError(f"No class is called {name!r} (`config.id2label`). Some that there are: {alike}.")
+    by_folded_name = {known.casefold(): known for known in names}
+    alike = difflib.get_close_matches(name.casefold(), by_folded_name, n=5)
+    some = [by_folded_name[folded] for folded in alike] or names[:5]
+    raise ValueError(f"No class is called {name!r} (`config.id2label`). Some of the classes are: {some}.")
 
 
-__all__ = ["GUIDANCE_SCHEDULES", "UNCONDITIONAL_LABEL", "apply_guidance", "guidance_at", "resolve_class_labels"]
+__all__ = [
+    "GUIDANCE_SCHEDULES",
+    "UNCONDITIONAL_LABEL",
+    "ClassLabels",
+    "GuidancePlan",
+    "apply_guidance",
+    "guidance_at",
+    "resolve_class_labels",
+    "resolve_prompt",
+]

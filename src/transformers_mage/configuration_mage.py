@@ -1,5 +1,6 @@
 """MAGE model configuration."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -60,6 +61,8 @@ class MageConfig(PreTrainedConfig):
         representation_size (`int`, *optional*):
             Numbers in a representation that generation is conditioned on (RCG, arXiv 2312.03701); `None` for models
             without.
+        representation_source (`dict`, *optional*):
+            Where these representations come from: the values of a [`RepresentationSource`].
         representation_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability that a training image's representation is replaced by the learned empty one, for guidance.
         classifier_pooling (`str`, *optional*, defaults to `"mean"`):
@@ -70,7 +73,8 @@ class MageConfig(PreTrainedConfig):
         classifier_label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the classifier's loss while training; 0.1 in the paper's fine-tuning.
         vq_config (`dict`, *optional*):
-            Configuration of the tokenizer, a diffusers `VQModel`. Without it the model takes `input_ids` only.
+            Configuration of the tokenizer, a diffusers `VQModel`. Without it the model takes `input_ids` only. Its
+            entry `_pixel_range` is what black and white are to the tokenizer, [0, 1] where it is missing.
 
     Raises:
         ValueError: for a value that makes no model; the message says which values would do.
@@ -114,6 +118,7 @@ class MageConfig(PreTrainedConfig):
     class_dropout_prob: float | int = 0.1
     class_embedding_is_normalized: bool = True
     representation_size: int | None = None
+    representation_source: dict[str, Any] | None = None
     representation_dropout_prob: float | int = 0.1
     classifier_pooling: str = "mean"
     classifier_batch_norm: bool = False
@@ -164,9 +169,8 @@ class MageConfig(PreTrainedConfig):
         return 3 if self.vq_config is None else self.vq_config.get("in_channels", 3)
 
     def validate_sizes(self):
-        positive = ("codebook_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        positive += ("decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads")
-        for name in positive:
+        layers = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in ("codebook_size", "patch_size", *layers, *(f"decoder_{layer}" for layer in layers)):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.representation_size is not None and self.representation_size < 1:
@@ -189,14 +193,31 @@ class MageConfig(PreTrainedConfig):
                     f"Any of {divisors} would do."
                 )
 
+    def validate_layers(self):
+        # Needs torch, as configurations do not.
+        from transformers.activations import ACT2FN
+
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"`layer_norm_eps` must be above 0 and finite, got {self.layer_norm_eps}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"`initializer_range` must be 0 or more and finite, got {self.initializer_range}.")
+
     def validate_masking(self):
-        low, high = self.mask_ratio_min, self.mask_ratio_max
+        low, high, mean, std = self.mask_ratio_min, self.mask_ratio_max, self.mask_ratio_mean, self.mask_ratio_std
         if not 0 < low <= high <= 1:
             raise ValueError(
                 f"The mask ratios must satisfy 0 < `mask_ratio_min` <= `mask_ratio_max` <= 1, got {low} and {high}."
             )
-        if self.mask_ratio_std < 0:
-            raise ValueError(f"`mask_ratio_std` must be 0 (a fixed ratio) or more, got {self.mask_ratio_std}.")
+        if not 0 <= std < math.inf:
+            raise ValueError(f"`mask_ratio_std` must be 0 (a fixed ratio) or more and finite, got {std}.")
+        # Farther out the distribution that is cut to the range has no mass that numbers could hold.
+        if not low - 6 * std <= mean <= high + 6 * std:
+            raise ValueError(
+                f"`mask_ratio_mean` must lie between `mask_ratio_min` ({low}) and `mask_ratio_max` ({high}), or at "
+                f"most 6 `mask_ratio_std` ({std}) outside, got {mean}."
+            )
         if self.drop_ratio is not None and not 0 <= self.drop_ratio <= low:
             raise ValueError(
                 "Only masked tokens can be dropped: `drop_ratio` must lie between 0 and `mask_ratio_min` "

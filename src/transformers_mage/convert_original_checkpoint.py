@@ -5,7 +5,7 @@ Converts the original's checkpoints to folders that `MagePipeline`, `AutoModel` 
     python -m transformers_mage.convert_original_checkpoint mage-vit-base back.pth --to_original
 
 What a checkpoint is, and every size of it, is read off its names and shapes. Pickles are read without running anything
-in them, and what is at OUT is always whole.
+in them, and what is at OUT is always complete.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 from diffusers import VQModel
-from huggingface_hub import create_repo, get_token, upload_folder
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .carried_code import write_code
 from .configuration_mage import MageConfig
 from .conversion.card import model_card, title
+from .conversion.class_names import read_class_names
 from .conversion.folder import (
     check_free,
     compare_passes,
@@ -31,14 +31,14 @@ from .conversion.folder import (
     forward_pass,
     read_model,
     write_model,
-    written_aside,
 )
-from .conversion.labels import read_labels
 from .conversion.names import convert_model, convert_tokenizer, tokenizer_config
 from .conversion.original_format import write_original
 from .conversion.reading import CheckpointError, OriginalCheckpoint, add_tokenizer, read_checkpoint
-from .conversion.report import next_steps, table, usage
 from .conversion.sizes import build_empty, check_weights, read_config, read_tokenizer_config
+from .conversion.summary import next_steps, table, usage
+from .files import written_aside
+from .hub_folders import check_repository, push_folder
 from .modeling_mage import MagePreTrainedModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,6 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_attention_heads", type=int, metavar="N", help="of the encoder (default: width / 64)")
     parser.add_argument("--decoder_num_attention_heads", type=int, metavar="N", help="of the decoder (default: 16)")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the folder to this repository of the Hub")
+    parser.add_argument(
+        "--with_code", action="store_true", help="let OUT carry the code that loads it without this package"
+    )
     parser.add_argument(
         "--to_original",
         action="store_true",
@@ -90,8 +93,8 @@ def main(argv: list[str] | None = None):
 def convert(args: argparse.Namespace):
     """Reads, converts, writes, loads back, compares and reports."""
     check_free(args.out)
-    if args.push_to_hub and get_token() is None:
-        raise CheckpointError("`--push_to_hub` needs you to be logged in. Run `hf auth login` first.")
+    if args.push_to_hub:
+        args.push_to_hub = check_repository(args.push_to_hub)
     with tqdm(total=5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
         with _step(progress, "reading"):
             checkpoint, model = read(args)
@@ -121,9 +124,11 @@ def write(
             write_model(model, checkpoint.kind, folder)
             code = usage(checkpoint, args.push_to_hub or args.out.name)
             model_card(checkpoint, config, code).save(folder / "README.md")
+            if args.with_code or args.push_to_hub:
+                write_code(folder)
         with _step(progress, "loading back"):
             # Once is enough for the weights to be in memory.
-            model.to("meta")
+            model.to_empty(device="meta")
             checkpoint.release()
             return compare_passes(expected, forward_pass(read_model(folder, type(model))))
 
@@ -137,12 +142,10 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedMo
         tokenizer = read_checkpoint(args.tokenizer)
         add_tokenizer(checkpoint, tokenizer)
         check_weights(tokenizer, build_empty(tokenizer, read_tokenizer_config(tokenizer)))
-    if checkpoint.kind == "tokenizer":
-        config = read_tokenizer_config(checkpoint)
-    else:
-        config = read_config(checkpoint, args.num_attention_heads, args.decoder_num_attention_heads)
-    if args.labels:
-        config.id2label = read_labels(args.labels, config.num_labels)
+    heads = (args.num_attention_heads, args.decoder_num_attention_heads)
+    config = read_tokenizer_config(checkpoint) if checkpoint.kind == "tokenizer" else read_config(checkpoint, *heads)
+    if args.labels and isinstance(config, MageConfig):
+        config.id2label = read_class_names(args.labels, int(config.num_labels or 0))
         config.label2id = {name: number for number, name in config.id2label.items()}
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)
@@ -150,17 +153,16 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedMo
 
 
 def push(folder: Path, name: str):
-    """Uploads the folder to the repository `name` of the Hub, which is made if need be."""
+    """Uploads the folder to the repository `name` of the Hub."""
     try:
-        repository = create_repo(name, exist_ok=True).repo_id
-        upload_folder(repo_id=repository, folder_path=folder, commit_message="Add the converted checkpoint")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {folder} is written, but could not be uploaded to {name}: {error}") from None
-    print(f"Uploaded to {repository}.")
+        address = push_folder(folder, name, commit_message="Add the converted checkpoint")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} is written, but could not be uploaded to {name}: {error}") from error
+    print(f"Uploaded to {address}.")
 
 
 def _state_of(out: Path) -> str:
-    return f"{out} is whole." if out.exists() else f"Nothing was written to {out}."
+    return f"{out} is complete." if out.exists() else f"Nothing was written to {out}."
 
 
 @contextmanager

@@ -6,12 +6,102 @@ over canvases larger than the model was trained on.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .checks import is_whole_number, share, whole_number
+from .image_inputs import ImageInput, read_images, read_masks
+
 # Beyond this ratio of the sides a canvas is mostly windows that never see each other, and its memory grows with it.
 LARGEST_ASPECT_RATIO = 8
+
+
+@dataclass(frozen=True)
+class Edit:
+    """
+    What to change in which images, as it was read.
+
+    Attributes:
+        images (`list[np.ndarray]`): each of shape `(height, width, channels)`, uint8, or float32 in [0, 1].
+        masks (`list[np.ndarray]`, *optional*): one, or one an image, of shape `(height, width, 1)`.
+        padding (`tuple[int, int, int, int]`): pixels on the left, at the top, on the right and at the bottom.
+        strength (`float`, *optional*): share of the hidden tokens that is made anew.
+        feather (`int`): pixels over which the seam is blended.
+    """
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray] | None
+    padding: tuple[int, int, int, int]
+    strength: float | None
+    feather: int
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image."""
+        return _sizes(self.images)
+
+
+def read_edit(
+    image: ImageInput | None,
+    mask_image: ImageInput | None,
+    padding: int | Sequence[int] | None,
+    strength: float | None,
+    feather: int | None,
+    channels: int,
+    patch_size: int,
+) -> Edit | None:
+    """
+    The arguments of [`MagePipeline`] of the same names, checked; None where no image is given.
+
+    Raises:
+        ValueError: for arguments that change nothing, contradict each other or cannot be read.
+    """
+    _check_what_changes(image, {"mask_image": mask_image, "padding": padding, "strength": strength})
+    if image is None:
+        return None
+    images = read_images("image", image, channels)
+    masks = None if mask_image is None else read_masks("mask_image", mask_image, len(images))
+    if masks is not None:
+        _check_mask_sizes(_sizes(images), _sizes(masks))
+    return Edit(
+        images,
+        masks,
+        padding=parse_padding(padding, patch_size),
+        strength=None if strength is None else share("strength", strength),
+        feather=patch_size if feather is None else whole_number("feather", feather, 0, "a whole number of pixels"),
+    )
+
+
+def _check_what_changes(image: ImageInput | None, changes: dict[str, Any]):
+    given = [name for name, value in changes.items() if value is not None]
+    if image is None and given:
+        raise ValueError(f"`image` is missing: `{given[0]}` says what to change in it.")
+    if image is not None and not given:
+        raise ValueError(
+            "`mask_image` (white where to repaint), `padding` or `strength` is missing: say what to change in `image`."
+        )
+    if "strength" in given and "padding" in given:
+        raise ValueError("`padding` has nothing to vary: pass either `strength` or `padding`.")
+
+
+def _check_mask_sizes(image_sizes: list[tuple[int, int]], mask_sizes: list[tuple[int, int]]):
+    if len(mask_sizes) not in (1, len(image_sizes)):
+        raise ValueError(
+            f"`mask_image` must be one mask, or one for each of the {len(image_sizes)} images, got {len(mask_sizes)}."
+        )
+    for number, size in enumerate(image_sizes):
+        mask_size = mask_sizes[number % len(mask_sizes)]
+        if mask_size != size:
+            raise ValueError(
+                f"`mask_image` must be as large as its image, {size} (height, width), got {mask_size}. Resize it."
+            )
+
+
+def _sizes(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    return [image.shape[:2] for image in images]
 
 
 @dataclass
@@ -48,12 +138,16 @@ class Canvas:
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return tuple(self.tokens.shape[1:])
+        rows, columns = self.tokens.shape[1:]
+        return rows, columns
 
     def pad(self, padding: tuple[int, int, int, int]) -> "Canvas":
         """Adds unknown pixels on the left, at the top, on the right and at the bottom, in whole tokens."""
+        if self.pixels is None or self.mask is None:
+            raise ValueError("A canvas of which nothing is known has no pixels to pad: make it as large as needed.")
         patch = self.pixels.shape[-1] // self.tokens.shape[-1]
-        in_tokens = tuple(side // patch for side in padding)
+        left, top, right, bottom = (side // patch for side in padding)
+        in_tokens = (left, top, right, bottom)
         return Canvas(
             tokens=_pad(self.tokens, in_tokens, 0),
             is_hidden=_pad(self.is_hidden, in_tokens, True),
@@ -63,12 +157,12 @@ class Canvas:
 
     def repeat(self, count: int) -> "Canvas":
         """Each image `count` times in a row."""
-        parts = vars(self).items()
-        return Canvas(**{k: None if v is None else v.repeat_interleave(count, dim=0) for k, v in parts})
+        known = {name: part.repeat_interleave(count, dim=0) for name, part in vars(self).items() if part is not None}
+        return Canvas(**known)
 
     def paste(self, decoded: torch.FloatTensor, feather: int) -> torch.FloatTensor:
         """Puts the known pixels back over decoded ones of the same shape, and blends the seam."""
-        if self.mask is None:
+        if self.pixels is None or self.mask is None:
             return decoded
         blended = blend_seam(decoded, self.pixels, self.mask, feather)
         # Not the formula everywhere: what is kept must not even be rounded.
@@ -101,23 +195,26 @@ def canvas_size(
 def _fit(size: tuple[int, int], trained_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     scale = max(trained / side for trained, side in zip(trained_size, size, strict=True))
     tokens = [max(round(scale * side / patch_size), 1) for side in size]
-    fitted = [max(patch_size * n, trained) for n, trained in zip(tokens, trained_size, strict=True)]
+    height, width = (max(patch_size * n, trained) for n, trained in zip(tokens, trained_size, strict=True))
+    fitted = (height, width)
     if any(side > LARGEST_ASPECT_RATIO * trained for side, trained in zip(fitted, trained_size, strict=True)):
         raise ValueError(
-            f"An image of {size} (height, width) would be {tuple(fitted)} where it covers the model's {trained_size}, "
+            f"An image of {size} (height, width) would be {fitted} where it covers the model's {trained_size}, "
             f"more than {LARGEST_ASPECT_RATIO} times as long. Crop it, or pass `height` and `width` to resize it to."
         )
-    return tuple(fitted)
+    return fitted
 
 
-def check_canvas_side(name: str, side: int, patch_size: int):
-    """Raises ValueError where `side` pixels are no whole number of tokens."""
-    if not isinstance(side, int) or side < patch_size or side % patch_size:
-        nearest = max(1, round(side / patch_size)) * patch_size if isinstance(side, (int, float)) else patch_size
-        raise ValueError(
-            f"`{name}` must be a multiple of {patch_size} pixels, so that the canvas has whole tokens, got {side!r}. "
-            f"{nearest} would do."
-        )
+def check_canvas_side(name: str, side: int, patch_size: int) -> int:
+    """`side` as an `int`. Raises ValueError where so many pixels are not a whole number of tokens."""
+    if is_whole_number(side) and int(side) >= patch_size and int(side) % patch_size == 0:
+        return int(side)
+    is_number = is_whole_number(side) or (isinstance(side, float) and math.isfinite(side))
+    nearest = max(1, round(int(side) / patch_size)) * patch_size if is_number else patch_size
+    raise ValueError(
+        f"`{name}` must be a multiple of {patch_size} pixels, so that the canvas has whole tokens, got {side!r}. "
+        f"{nearest} would do."
+    )
 
 
 def parse_padding(padding: int | Sequence[int] | None, patch_size: int) -> tuple[int, int, int, int]:
@@ -125,18 +222,20 @@ def parse_padding(padding: int | Sequence[int] | None, patch_size: int) -> tuple
     Pixels to add on the left, at the top, on the right and at the bottom.
 
     Raises:
-        ValueError: for padding that is negative, no whole number of tokens or not one or four numbers.
+        ValueError: for padding that is negative, not in whole tokens, or not one or four numbers.
     """
-    sides = (padding or 0,) * 4 if padding is None or isinstance(padding, int) else tuple(padding)
-    if len(sides) != 4 or not all(isinstance(side, int) for side in sides):
+    is_sequence = isinstance(padding, (Sequence, np.ndarray, torch.Tensor)) and not is_whole_number(padding)
+    sides: tuple[Any, ...] = tuple(cast(Sequence[int], padding)) if is_sequence else (padding or 0,) * 4
+    if len(sides) != 4 or not all(is_whole_number(side) for side in sides):
         raise ValueError(f"`padding` must be one number or (left, top, right, bottom), got {padding!r}.")
-    if any(side < 0 or side % patch_size for side in sides):
-        nearest = tuple(patch_size * max(0, round(side / patch_size)) for side in sides)
+    left, top, right, bottom = (int(side) for side in sides)
+    if any(side < 0 or side % patch_size for side in (left, top, right, bottom)):
+        nearest = tuple(patch_size * max(0, round(side / patch_size)) for side in (left, top, right, bottom))
         raise ValueError(
             f"`padding` must be 0 or a multiple of {patch_size} pixels on each side, so that it makes whole tokens, "
             f"got {padding!r}. {nearest} (left, top, right, bottom) would do."
         )
-    return sides
+    return left, top, right, bottom
 
 
 def _pad(image: torch.Tensor, padding: tuple[int, int, int, int], value: float) -> torch.Tensor:
@@ -225,10 +324,12 @@ def _corners(grid_size: Sequence[int], window: tuple[int, int]) -> list[tuple[in
 
 __all__ = [
     "Canvas",
+    "Edit",
     "blend_seam",
     "canvas_size",
     "merge_windows",
     "parse_padding",
+    "read_edit",
     "split_into_windows",
     "window_starts",
 ]

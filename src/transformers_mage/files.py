@@ -1,18 +1,26 @@
 """Files that are whole or not there, fingerprints of what they were made of, and what a folder was made with."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import VQModel
 from torch import nn
 
+from .image_tokens import vq_config_of
+
 NOT_THERE = object()
+LOCK = ".lock"
 
 
 class FolderError(ValueError):
@@ -102,12 +110,16 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if isinstance(config, Mapping):
-        values = {name: value for name, value in config.items() if not name.startswith("_")}
+        values = vq_config_of(model) if isinstance(model, VQModel) else _public(config)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def file_hash(path: str | Path) -> str:
@@ -139,3 +151,116 @@ def check_same(folder: Path, what: str, then: Mapping[str, Any], now: Mapping[st
     if different:
         said = "; ".join(f"{name} was {a!r} there and is {b!r} now" for name, (a, b) in different.items())
         raise FolderError(f"{folder} holds other {what} ({said}). Use the same values, or another folder.")
+
+
+def check_note(note: Path, what: str, settings: Mapping[str, Any], is_first: bool) -> bool:
+    """
+    Whether a note in a folder says that it was made with these settings; not where there is none yet.
+
+    Args:
+        note (`Path`): a JSON file of settings.
+        what (`str`): what the folder holds, as in "features".
+        is_first (`bool`): whether the folder holds nothing but the note. One that is damaged, as a full disk leaves
+            it, then says nothing either.
+
+    Raises:
+        FolderError: if it was made with others, or the note is damaged.
+    """
+    if not note.exists():
+        return False
+    try:
+        then = read_json(note)
+    except FolderError:
+        if is_first:
+            return False
+        raise
+    check_same(note.parent, what, then, settings)
+    return True
+
+
+@contextmanager
+def explains_full_disk(folder: str | Path) -> Iterator[None]:
+    """
+    For commands that can simply be run again: says so when the disk is full.
+
+    Raises:
+        RuntimeError: where the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"There is no room left in {folder}. What was written is complete: make room, and run the same command "
+            "again to continue."
+        ) from error
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file in a folder, by its path in it, for [`damaged_files`]."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    # Hashing lets other threads run meanwhile.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        hashes = list(pool.map(file_hash, paths))
+    described = zip(paths, hashes, strict=True)
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha} for path, sha in described}
+
+
+def damaged_files(folder: Path, described: Mapping[str, Any], *, read: bool = True) -> dict[str, str]:
+    """
+    What is wrong with the files in a folder, by their path in it.
+
+    Args:
+        described (`Mapping`): what [`describe_files`] said of them when they were whole, or their sizes alone.
+        read (`bool`): compare their hashes too, for which all of them are read.
+    """
+    wrong = {}
+    for name, known in described.items():
+        path, known = folder / name, known if isinstance(known, Mapping) else {"size": known}
+        if not path.is_file():
+            wrong[name] = "is missing"
+        elif path.stat().st_size != known["size"]:
+            wrong[name] = f"has {path.stat().st_size} bytes instead of {known['size']}"
+        elif read and "sha256" in known and file_hash(path) != known["sha256"]:
+            wrong[name] = "has been changed or damaged"
+    return wrong
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """
+    Keeps a folder to this process. The lock ends with the process, whatever ends it.
+
+    Raises:
+        FolderError: if another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Opened without truncation: another process's name must stay readable.
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            # Not `flock`, whose lock forked loading processes would share, and hold on to after this one was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise FolderError(f"{folder} is in use by {owner}. Wait for its end, or take another folder.") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def check_inside(folder: str | Path, name: str, flag: str) -> Path:
+    """
+    The path of `name` in a folder.
+
+    Raises:
+        ValueError: if it lies outside of the folder, naming the `flag` it comes from.
+    """
+    path = Path(folder, name)
+    if Path(os.path.abspath(path)).parent != Path(os.path.abspath(folder)):
+        raise ValueError(f"`{flag}` must be a plain name, without a path, got {name!r}.")
+    return path

@@ -77,7 +77,7 @@ def sample_masks(
     ratio = sample_mask_ratio(config, batch_size if per_image else 1, generator)
     noise = torch.rand(batch_size, length, generator=generator, device=ratio.device)
     num_masked = torch.ceil(length * ratio).long()[:, None]
-    num_dropped = math.ceil(length * config.drop_ratio)
+    num_dropped = math.ceil(length * (config.drop_ratio or 0))
     rank = to_device(noise, device).argsort(dim=1).argsort(dim=1)
     on_host = ratio.device.type == "cpu"
     return MageMasks(

@@ -1,14 +1,18 @@
 """PyTorch MAGE model: a masked generative encoder over the tokens of a VQGAN (arXiv 2211.09117)."""
 
+import inspect
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -21,8 +25,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .carried_code import IS_INSTALLED, remove_code, write_code
 from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
+from .hub_folders import PUSHING, check_repository, push_folder, remove_other_weights
 from .image_tokens import decode_images, encode_images
 from .vq_shortcuts import skip_noop_layers
 
@@ -141,6 +147,7 @@ class MageEmbeddings(nn.Module):
 
     def class_token(self, unconditional: torch.Tensor, class_labels: torch.LongTensor) -> torch.Tensor:
         """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
+        assert self.class_embeddings is not None
         known = self.class_embeddings(class_labels.clamp(min=0))[:, None]
         return torch.where(class_labels[:, None, None] < 0, unconditional, known)
 
@@ -197,7 +204,7 @@ class MageAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         # The original draws queries, keys and values as one matrix, three times as tall as each of these.
         for project in (self.q_proj, self.k_proj, self.v_proj):
-            project.initializer_gain = 2**-0.5
+            setattr(project, "initializer_gain", 2**-0.5)  # noqa: B010 -- modules declare tensors and modules only
 
     def forward(
         self,
@@ -302,7 +309,7 @@ class MageDecoder(nn.Module):
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, width))
         self.layers = nn.ModuleList(
             [
-                MageLayer(config, width, heads, config.decoder_intermediate_size, drop_path=0.0)
+                MageLayer(config, width, heads, config.decoder_intermediate_size, drop_path=0.0)  # type: ignore[arg-type]
                 for _ in range(config.decoder_num_hidden_layers)
             ]
         )
@@ -359,6 +366,10 @@ class MageHead(nn.Module):
         return F.linear(hidden_states, code_embeddings, self.bias[: self.codebook_size])
 
 
+# What `PreTrainedModel.save_pretrained` takes, of which it ignores the last, while anything else is a mistake.
+_SAVING = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
+
+
 class MagePreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and the features that transformers asks models to declare."""
 
@@ -366,7 +377,7 @@ class MagePreTrainedModel(PreTrainedModel):
     config_class = MageConfig
     base_model_prefix = "mage"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     # Losses are means over the batch, so transformers' `Trainer` must average them over accumulated batches.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
@@ -376,8 +387,6 @@ class MagePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MageLayer, "attentions": MageAttention}
-    # Half precision would change some tokens; the encoder's features depend on them all.
-    _keep_in_fp32_modules_strict = ["vqvae"]
     # What diffusers' group offloading must enter, being called from elsewhere than its parent's `forward`.
     _group_offload_block_modules = [
         *("mage", "embeddings", "word_embeddings"),
@@ -385,6 +394,11 @@ class MagePreTrainedModel(PreTrainedModel):
     ]
     # Weights that start anew where a checkpoint lacks them, and transformers says so; all others must be there.
     _may_be_missing: tuple[str, ...] = ()
+
+    def __init__(self, config: MageConfig, *inputs: Any, **kwargs: Any):
+        super().__init__(config, *inputs, **kwargs)
+        if config.vq_config is None:
+            self.main_input_name = "input_ids"
 
     @classmethod
     def from_pretrained(
@@ -399,22 +413,26 @@ class MagePreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: where weights are missing: of the tokenizer, the encoder, the decoder or the head. Only the
-                layers of a classifier and the vectors of added classes may be new.
+                layers of a classifier and the vectors of added classes may be new. Also where a folder stores weights
+                as integers.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = {name for name in info["missing_keys"] if not name.startswith(cls._may_be_missing)}
         new_classes = {name for name in missing if name.endswith("class_embeddings.weight")}
         if new_classes and _saved_classes(pretrained_model_name_or_path, kwargs) != model.config.num_classes:
             missing -= new_classes
         if missing:
             raise ValueError(_missing_weights_message(cls.__name__, pretrained_model_name_or_path, sorted(missing)))
+        if not hasattr(model, "hf_quantizer"):
+            _check_stored_types(pretrained_model_name_or_path)
         if model.base_model.vqvae is not None:
             skip_noop_layers(model.base_model.vqvae.requires_grad_(False))
         return (model, info) if output_loading_info else model
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
+    ) -> nn.Module:
         """Refuses: the vocabulary is the tokenizer's codes, with special tokens after them."""
         vocab_size = self.config.vocab_size
         if new_num_tokens not in (None, vocab_size) or (pad_to_multiple_of and vocab_size % pad_to_multiple_of):
@@ -425,26 +443,76 @@ class MagePreTrainedModel(PreTrainedModel):
             )
         return self.get_input_embeddings()
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args,
+        push_to_hub: bool = False,
+        variant: str | None = None,
+        with_code: bool | None = None,
+        **kwargs,
+    ):
+        """
+        As every model's, and what an earlier save left there of the same variant is replaced.
+
+        Args:
+            with_code (`bool`, *optional*):
+                add the code that loads the folder without this package. By default, if it is pushed.
+            others: see `PreTrainedModel.save_pretrained`.
+        """
+        hub = {name: kwargs.pop(name) for name in PUSHING if name in kwargs}
+        unknown = sorted(set(kwargs) - _SAVING)
+        if unknown:
+            raise TypeError(f"`save_pretrained` takes no `{unknown[0]}`.")
+        if push_to_hub and is_main_process:
+            name = hub.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            hub["repo_id"] = check_repository(name, hub.get("token"), hub.get("private"))
+        super().save_pretrained(save_directory, is_main_process, *args, variant=variant, **kwargs)  # type: ignore[misc]
+        if not is_main_process:
+            return
+        remove_other_weights(save_directory, variant)
+        carries_code = (push_to_hub or not IS_INSTALLED) if with_code is None else with_code
+        (write_code if carries_code else remove_code)(save_directory)
+        if push_to_hub:
+            push_folder(save_directory, variant=variant, **hub)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs
+    ) -> str:
+        """
+        Uploads the model, with the code that loads it without this package.
+
+        Args:
+            repo_id (`str`): `org/name`, or a name in the account of the token.
+            others: see `PreTrainedModel.push_to_hub`.
+        """
+        repo_id = check_repository(repo_id, kwargs.get("token"), kwargs.get("private"))
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size, with_code=True)
+            return push_folder(folder, repo_id, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
-        vqvae = self.base_model.vqvae
+        vqvae: Any = self.base_model.vqvae
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight, gain=getattr(module, "initializer_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif vqvae is not None and module is vqvae.quantize.embedding:
-            init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=std)
+            if vqvae is not None and module is vqvae.quantize.embedding:
+                init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
+            else:
+                init.normal_(module.weight, std=std)
         elif isinstance(module, (MageEmbeddings, MageDecoder)):
             init.normal_(module.position_embeddings, std=std)
         elif isinstance(module, MageRepresentationEmbeddings):
             init.normal_(module.empty, std=std)
         elif isinstance(module, MageHead):
             init.zeros_(module.bias)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
 
 def _saved_classes(folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> int | None:
@@ -456,13 +524,26 @@ def _saved_classes(folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> 
     return saved.get("num_classes", 0)
 
 
+def _check_stored_types(folder: str | os.PathLike | None):
+    """Loading casts whatever it finds, rounded numbers too."""
+    for path in sorted(Path(folder).glob("*.safetensors")) if folder is not None else ():
+        with safe_open(path, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 -- no mapping
+        wrong = [name for name, kind in types.items() if "F" not in kind and not name.endswith("num_batches_tracked")]
+        if wrong:
+            raise ValueError(
+                f"{path} stores {len(wrong)} of its weights as whole numbers ({wrong[0]} as {types[wrong[0]]}), so "
+                "that what was learned is lost. Download, convert or save it again."
+            )
+
+
 def _missing_weights_message(model_class: str, folder: str | os.PathLike | None, missing: list[str]) -> str:
     if any("vqvae." in name for name in missing):
         remedy = "Its tokenizer is incomplete: pass `vq_config=None` to load the model without one, for tokens only."
     elif all(name.startswith(("decoder.", "head.")) for name in missing):
         remedy = (
-            "It seems to hold an encoder only: load it with `AutoModel`, or make a new model of the same configuration "
-            "and set its `mage` to that encoder, to train a decoder on it."
+            "It seems to hold an encoder only: load it with `AutoModel`. To train a decoder on it, make a new model "
+            "of its configuration and set its `mage` to that encoder."
         )
     else:
         remedy = "Download, convert or save it again."
@@ -525,7 +606,7 @@ class MageModel(MagePreTrainedModel):
         drop_paths = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(
             [
-                MageLayer(config, width, config.num_attention_heads, config.intermediate_size, drop_path)
+                MageLayer(config, width, config.num_attention_heads, config.intermediate_size, drop_path)  # type: ignore[arg-type]
                 for drop_path in drop_paths
             ]
         )
@@ -533,6 +614,8 @@ class MageModel(MagePreTrainedModel):
         # Last, so that `dtype`, which is the first parameter's, is the encoder's.
         self.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False) if config.vq_config else None
         if self.vqvae is not None:
+            # Half precision would change some tokens; the encoder's features depend on them all.
+            self._keep_in_fp32_modules_strict = ["vqvae"]
             skip_noop_layers(self.vqvae)
         self.post_init()
 
@@ -550,8 +633,8 @@ class MageModel(MagePreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding):
-        self.embeddings.word_embeddings = value
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     # Hooks that bring a whole model to its device know of `forward` only.
     @apply_forward_hook
@@ -627,7 +710,7 @@ class MageModel(MagePreTrainedModel):
             the final norm, which is what linear probing uses (appendix B).
         """
         image_tokens = self._prepare_tokens(pixel_values, input_ids, interpolate_pos_encoding)
-        grid, input_ids = tuple(image_tokens.shape[1:]), image_tokens.flatten(1)
+        grid, input_ids = self._grid_of(image_tokens), image_tokens.flatten(1)
         bool_masked_pos = _as_bool_mask("bool_masked_pos", bool_masked_pos, input_ids.shape)
         bool_dropped_pos = _as_bool_mask("bool_dropped_pos", bool_dropped_pos, input_ids.shape)
         self._check_dropped(input_ids, bool_masked_pos, bool_dropped_pos)
@@ -657,10 +740,11 @@ class MageModel(MagePreTrainedModel):
         if (pixel_values is None) == (input_ids is None):
             given = "neither" if pixel_values is None else "both"
             raise ValueError(f"Pass either `pixel_values` or `input_ids`, got {given}.")
-        if input_ids is None:
+        if pixel_values is not None:
             input_ids = self.get_image_tokens(pixel_values).to(pixel_values.device)
         else:
             _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
+        assert input_ids is not None
         grid = self._grid_of(input_ids)
         if grid != self.config.grid_size and not interpolate_pos_encoding:
             raise ValueError(
@@ -671,7 +755,7 @@ class MageModel(MagePreTrainedModel):
 
     def _grid_of(self, image_tokens: torch.Tensor) -> tuple[int, int]:
         if image_tokens.ndim == 3:
-            return tuple(image_tokens.shape[1:])
+            return image_tokens.shape[1], image_tokens.shape[2]
         length = image_tokens.shape[1]
         if length == self.config.sequence_length:
             return self.config.grid_size
@@ -692,7 +776,7 @@ class MageModel(MagePreTrainedModel):
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         self._check_tokenizer("take `pixel_values`")
-        channels, patch = self.vqvae.config.in_channels, self.config.patch_size
+        channels, patch = self.config.num_channels, self.config.patch_size
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
                 f"`pixel_values` must have shape (batch_size, {channels}, height, width), got "
@@ -797,8 +881,8 @@ def kept_positions_of(
 def _count_dropped(bool_dropped_pos: torch.Tensor, num_dropped: int | None) -> int:
     if torch.compiler.is_compiling():
         raise ValueError(
-            "`num_dropped` is missing: a compiled or exported model needs it beside `bool_dropped_pos`, since how many "
-            "positions are left must not depend on values. `sample_masks` gives both."
+            "`num_dropped` is missing: compiled and exported models need it along with `bool_dropped_pos`, as sizes "
+            "must not depend on values. `sample_masks` gives both."
         )
     counts = bool_dropped_pos.sum(dim=1)
     expected = int(counts[0]) if num_dropped is None else num_dropped
@@ -809,6 +893,33 @@ def _count_dropped(bool_dropped_pos: torch.Tensor, num_dropped: int | None) -> i
             f"{int(counts.max())}."
         )
     return expected
+
+
+class _ParameterName(str):
+    """A parameter's name that says itself whether it is a label, which transformers asks by `"label" in name`."""
+
+    is_label: bool
+
+    def __contains__(self, part: object) -> bool:
+        return self.is_label if part == "label" else str.__contains__(self, str(part))
+
+
+def _labels_are(*labels: str) -> Callable[[Callable], Callable]:
+    """
+    Tells transformers' `Trainer` which inputs come with a loss. It takes those with "label" in their names, here
+    `class_labels` (an input) instead of `bool_masked_pos`, and would evaluate without a loss.
+    """
+
+    def mark(forward: Callable) -> Callable:
+        signature, parameters = inspect.signature(forward), []
+        for parameter in signature.parameters.values():
+            name = _ParameterName(parameter.name)
+            name.is_label = parameter.name in labels
+            parameters.append(parameter.replace(name=name))
+        setattr(forward, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+        return forward
+
+    return mark
 
 
 class MageForMaskedImageModeling(MagePreTrainedModel):
@@ -831,6 +942,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         """See [`MageModel.decode_image_tokens`]."""
         return self.mage.decode_image_tokens(image_tokens)
 
+    @_labels_are("bool_masked_pos")
     @can_return_tuple
     def forward(
         self,
@@ -882,7 +994,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        grid, tokens = tuple(encoded.image_tokens.shape[1:]), encoded.image_tokens.flatten(1)
+        image_tokens: Any = encoded.image_tokens
+        grid, tokens = tuple(image_tokens.shape[1:]), image_tokens.flatten(1)
         is_masked = tokens == self.config.mask_token_id
         bool_masked_pos = _as_bool_mask("bool_masked_pos", bool_masked_pos, tokens.shape)
         if bool_masked_pos is not None:
@@ -925,17 +1038,22 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             logits = self.head(decoded, codes)
             masked_logits = logits.flatten(0, 1)[rows]
         return {
-            "loss": self._masked_loss(masked_logits, labels),
+            "loss": self._masked_loss(masked_logits, labels, bool_masked_pos.sum()),
             "logits": logits,
             "masked_logits": masked_logits,
             "masked_labels": labels,
         }
 
-    def _masked_loss(self, masked_logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    def _masked_loss(
+        self, masked_logits: torch.Tensor, labels: torch.LongTensor, num_masked: torch.Tensor
+    ) -> torch.Tensor:
         """Mean over the masked positions; 0, with a way back, where none is: such a batch teaches nothing."""
         smoothing = self.config.label_smoothing
-        total = F.cross_entropy(masked_logits.float(), labels, label_smoothing=smoothing, reduction="sum")
-        return total / torch.sym_max(labels.shape[0], 1)
+        # Written out, since exporters cannot take PyTorch's own apart while the number of rows is unknown.
+        log_likelihoods = masked_logits.log_softmax(dim=1, dtype=torch.float32)
+        of_labels = log_likelihoods.gather(1, labels[:, None]).sum()
+        total = (smoothing - 1) * of_labels - smoothing * log_likelihoods.mean(dim=1).sum()
+        return total / num_masked.clamp(min=1)
 
     @torch.no_grad()
     def _code_embeddings(self, device: torch.device) -> torch.Tensor:
@@ -957,14 +1075,14 @@ class MageForImageClassification(MagePreTrainedModel):
 
     def __init__(self, config: MageConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = num_labels = config.num_labels or 0
         pools_mean = config.classifier_pooling == "mean"
         self.mage = MageModel(config, add_final_layernorm=not pools_mean)
         width = config.hidden_size
         self.fc_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if pools_mean else nn.Identity()
         probes = config.classifier_batch_norm
         self.batch_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if probes else nn.Identity()
-        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(width, num_labels) if num_labels > 0 else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -994,7 +1112,8 @@ class MageForImageClassification(MagePreTrainedModel):
             pixel_values, input_ids, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         pools_mean = self.config.classifier_pooling == "mean"
-        pooled = outputs.pooler_output if pools_mean else outputs.last_hidden_state[:, 0]
+        last_hidden_state: Any = outputs.last_hidden_state
+        pooled = outputs.pooler_output if pools_mean else last_hidden_state[:, 0]
         logits = self.classifier(self.batch_norm(self.fc_norm(pooled)))
         return ImageClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -1040,9 +1159,7 @@ def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> t
     if num_masked is None:
         return flat.nonzero().squeeze(1)
     if not 0 <= num_masked <= flat.shape[0]:
-        raise ValueError(
-            f"`num_masked` must be from 0 to {flat.shape[0]}, the positions of the batch, got {num_masked}."
-        )
+        raise ValueError(f"`num_masked` must be from 0 to {flat.shape[0]} (all positions), got {num_masked}.")
     if _is_on_host(flat) and (count := int(flat.sum())) != num_masked:
         raise ValueError(f"`num_masked` is {num_masked}, but `bool_masked_pos` masks {count} positions in the batch.")
     return torch.nonzero_static(flat, size=num_masked).squeeze(1)
@@ -1060,8 +1177,8 @@ def _as_bool_mask(name: str, mask: torch.Tensor | None, shape: torch.Size) -> to
     is_integer = not (mask.is_floating_point() or mask.is_complex())
     if mask.shape != shape or not is_integer:
         raise ValueError(
-            f"`{name}` must be a bool tensor, or one of the integers 0 and 1, of shape {tuple(shape)}, got {mask.dtype} "
-            f"of shape {tuple(mask.shape)}."
+            f"`{name}` must be a bool tensor, or one of the integers 0 and 1, of shape {tuple(shape)}, got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}."
         )
     if mask.dtype == torch.bool:
         return mask

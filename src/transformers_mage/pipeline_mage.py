@@ -1,11 +1,10 @@
 """MagePipeline: images from a MAGE model by iterative decoding, from nothing or around what is known."""
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,27 +12,33 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, VQModel
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .checks import finite_number
 from .conditioning import (
-    GUIDANCE_SCHEDULES,
     UNCONDITIONAL_LABEL,
     ClassLabels,
+    GuidancePlan,
     apply_guidance,
-    guidance_at,
-    resolve_class_labels,
+    resolve_prompt,
 )
 from .editing import (
     Canvas,
+    Edit,
     canvas_size,
     check_canvas_side,
     merge_windows,
-    parse_padding,
+    read_edit,
     split_into_windows,
 )
-from .modeling_mage import MageForMaskedImageModeling
+from .image_inputs import ImageInput, to_tensor
+from .modeling_mage import check_weights
+from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -46,15 +51,16 @@ class MagePipelineOutput(BaseOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): as `output_type` asks.
-        steps (`torch.LongTensor` of shape `(num_inference_steps, batch_size, rows, columns)`, *optional*):
-            the tokens after each step, `config.mask_token_id` where still unknown, with `return_steps=True`.
+        steps (`torch.LongTensor` of shape `(num_steps, batch_size, rows, columns)`, *optional*):
+            the tokens after each step, `config.mask_token_id` where still unknown, with `return_steps=True`; as many
+            as `num_inference_steps`, or fewer after an interruption.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     steps: torch.LongTensor | None = None
 
 
-class MagePipeline(DiffusionPipeline):
+class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     r"""
     Generates images, unconditionally or of a class, and edits images: repaints, extends and varies them.
 
@@ -71,7 +77,8 @@ class MagePipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        model: MageForMaskedImageModeling,
+        # As wide as diffusers checks it: code that lies in a folder is imported once by each of the libraries.
+        model: PreTrainedModel,
         scheduler: MageScheduler,
         image_processor: BaseImageProcessor | None = None,
     ):
@@ -80,31 +87,48 @@ class MagePipeline(DiffusionPipeline):
         # The package rather than its files, so that saved folders outlive a change of layout.
         for name, component in (("model", model), ("scheduler", scheduler)):
             self.register_to_config(**{name: (__package__, type(component).__name__)})
-        prepare = {"vae_scale_factor": model.config.patch_size, "do_normalize": False}
-        is_grey = self.vqvae is not None and self.vqvae.config.in_channels == 1
-        channels = {"do_convert_grayscale": True} if is_grey else {"do_convert_rgb": True}
-        self.pixel_processor = VaeImageProcessor(resample="bicubic", **channels, **prepare)
-        self.mask_processor = VaeImageProcessor(resample="nearest", do_convert_grayscale=True, **prepare)
-        self._code_colors = None
+        self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
+        self._code_colors: torch.Tensor | None = None
         self._is_compiled = False
+        self._guidance_scale, self._num_timesteps, self._interrupt = 0.0, 0, False
 
     @property
     def vqvae(self) -> VQModel | None:
         """The tokenizer."""
         return self.model.base_model.vqvae
 
+    @property
+    def guidance_scale(self) -> float:
+        """That of the present call. A callback may set `pipe._guidance_scale` for the steps to come."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the model, given a class, is asked without it too."""
+        return self._guidance_scale > 0 and self.model.config.num_classes > 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Decoding steps of the present call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the present call was told to end. A callback, or another thread, sets `pipe._interrupt = True`."""
+        return self._interrupt
+
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        prompt: ClassLabels = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         class_labels: ClassLabels = None,
         guidance_scale: float = 0.0,
         guidance_schedule: str = "linear",
-        image: PipelineImageInput | None = None,
-        mask_image: PipelineImageInput | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
         padding: int | Sequence[int] | None = None,
         strength: float | None = None,
         feather: int | None = None,
@@ -113,18 +137,21 @@ class MagePipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         return_steps: bool = False,
-        callback_on_step_end: Callable[["MagePipeline", int, int, dict], dict] | None = None,
+        callback_on_step_end: Callable[["MagePipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+        num_images: int | None = None,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> MagePipelineOutput | tuple:
         r"""
         Args:
-            num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
+            prompt (`int`, `str` or a list, *optional*): the short way to say what to make. A number is `num_images`,
+                as in `pipe(4)`; names or a list are `class_labels`, as in `pipe("three")` or `pipe(["three", 7])`.
             num_inference_steps (`int`, *optional*): decoding steps; the scheduler's default (20 in the paper).
             temperature (`float`, *optional*): strength of the noise on the choice of tokens to keep; more gives more
                 diverse images. The scheduler's default (6.0 in the paper for ViT-B).
             generator (`torch.Generator` or a list of them, one an image, *optional*):
                 with a list, image i does not depend on the other images.
-            class_labels (`int`, `str`, `None`, a list of them or `torch.LongTensor`, *optional*):
+            class_labels (`int`, `str`, `None`, a list of them, `np.ndarray` or `torch.LongTensor`, *optional*):
                 classes, by id or by name (`config.id2label`), for a class-conditional model; `None` is no class.
             guidance_scale (`float`, *optional*, defaults to 0.0):
                 classifier-free guidance: logits are cond + g (cond - uncond). 0 is no guidance, at half the cost.
@@ -133,9 +160,12 @@ class MagePipeline(DiffusionPipeline):
                 how g comes to `guidance_scale` over the share r of steps done: `"linear"`, r; `"constant"`, 1;
                 `"cosine"`, (1 - cos(pi r)) / 2.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                images to edit, resized to cover the model's size at their own shape, in whole tokens.
-            mask_image (of the same types, *optional*):
-                white is repainted, black is kept to the pixel, grey shows both. As large as its image.
+                images to edit, resized to cover the model's size at their own shape, in whole tokens. Integers are
+                scaled by their depth (uint8 by 255), floats must lie in [0, 1], transparency is dropped, and EXIF
+                orientation is applied; see [`~image_inputs.read_images`].
+            mask_image (of the same types, or of truth values, *optional*):
+                white (255, 1 or true) is repainted, black is kept to the pixel, grey shows both. As large as its
+                image; one, or one an image.
             padding (`int` or `tuple[int, int, int, int]`, *optional*):
                 pixels to add around the resized image (outpainting), or on its left, top, right and bottom.
             strength (`float`, *optional*): share of the tokens, above 0 and up to 1, drawn at random, that is made
@@ -152,52 +182,86 @@ class MagePipeline(DiffusionPipeline):
             return_steps (`bool`): return the tokens of every step too.
             callback_on_step_end (`Callable`, *optional*):
                 called as `callback(pipe, step, timestep, {"tokens": tokens})` after each step; tokens, of shape
-                (batch_size, sequence_length), in the dictionary that it returns replace the pipeline's.
+                (batch_size, sequence_length), in the dictionary that it returns replace the pipeline's. It may set
+                `pipe._interrupt = True`: the images are then finished from what this step sampled.
             callback_on_step_end_tensor_inputs (`Sequence[str]`): what the callback is given: `"tokens"`; `"preview"`,
                 images as [`~MagePipeline.preview`] makes them.
+            num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
+            guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+                shares of the steps from which and up to which there is guidance. Outside of it a step costs half.
 
         Returns:
             [`MagePipelineOutput`] or `tuple`: the images, and the steps if asked for.
 
         Raises:
-            ValueError: for arguments that make no images; the message says which would do.
+            ValueError: for arguments that make no images; the message says which would do. And for models whose
+                predictions are not finite.
         """
-        self._check_output(num_images, image, output_type, callback_on_step_end_tensor_inputs)
-        self.check_guidance(guidance_scale, guidance_schedule)
-        self._check_editing(image, mask_image, padding, strength, feather)
-        labels = resolve_class_labels(self.model.config, class_labels)
-        prompts = _num_prompts(image, labels)
-        canvas = self._prepare_canvas(prompts, image, mask_image, padding, height, width).repeat(num_images)
-        labels = self._prepare_labels(labels, prompts, num_images)
-        self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
-        tokens = self._hide_tokens(canvas, strength, generator).flatten(1)
-        self._code_colors, steps = None, []
-        num_steps = self.scheduler.num_inference_steps
-        with self.progress_bar(total=num_steps) as progress_bar:
-            for step, timestep in enumerate(self.scheduler.timesteps.tolist()):
-                guidance = guidance_at(guidance_scale, guidance_schedule, (step + 1) / num_steps)
-                # CUDA graphs, if the step was compiled, may forget the step before.
-                torch.compiler.cudagraph_mark_step_begin()
+        labels, num_images = resolve_prompt(self.model.config, prompt, class_labels, num_images)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check_output(image is not None, output_type, callback_on_step_end_tensor_inputs)
+        guidance = self.check_guidance(guidance_scale, guidance_schedule, guidance_interval)
+        patch = self.model.config.patch_size
+        edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
+        size = self._canvas_size(edit, height, width)
+        with evaluation_mode(self.model):
+            canvas, batch_labels = self._prepare(edit, labels, num_images, size)
+            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
+            self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
+            decoding = self._decode(
+                self._hide_tokens(canvas, edit, generator),
+                batch_labels,
                 # Blank canvases of a prompt are all alike. Compiled, fewer of them would take graphs of their own.
-                alike = num_images if step == 0 and image is None and not self._is_compiled else 1
-                logits = self._predict_logits(tokens.unflatten(1, canvas.grid_size), labels, guidance, alike)
-                tokens = self.scheduler.step(logits, timestep, tokens, generator).prev_sample
-                if callback_on_step_end is not None:
-                    offered = self._offer(callback_on_step_end_tensor_inputs, tokens, canvas.grid_size)
-                    tokens = (callback_on_step_end(self, step, timestep, offered) or {}).get("tokens", tokens)
-                if return_steps:
-                    steps.append(tokens.unflatten(1, canvas.grid_size))
-                progress_bar.update()
-        images = self._finish(tokens.unflatten(1, canvas.grid_size), canvas, feather, output_type)
+                alike=num_images if edit is None and not self._is_compiled else 1,
+                guidance=guidance,
+                generator=generator,
+                callback=callback_on_step_end,
+                callback_inputs=callback_on_step_end_tensor_inputs,
+            )
+            steps = list(decoding) if return_steps else deque(decoding, maxlen=1)
+            images = self._finish(steps[-1], canvas, edit, output_type)
         self.maybe_free_model_hooks()
-        output = MagePipelineOutput(images=images, steps=torch.stack(steps) if return_steps else None)
+        output = MagePipelineOutput(images=images, steps=torch.stack(list(steps)) if return_steps else None)
         return output if return_dict else output.to_tuple()
 
-    def _check_output(
-        self, num_images: int, image: PipelineImageInput | None, output_type: str, callback_inputs: Sequence[str]
-    ):
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f"`num_images` must be a whole number of at least 1, got {num_images!r}.")
+    def _decode(
+        self,
+        tokens: torch.LongTensor,
+        labels: torch.LongTensor | None,
+        alike: int,
+        guidance: GuidancePlan,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        callback: Callable | None,
+        callback_inputs: Sequence[str],
+    ) -> Iterator[torch.LongTensor]:
+        """The tokens, (batch_size, rows, columns), after each step: the last ones without a mask."""
+        self._is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
+        (rows, columns), tokens = tokens.shape[1:], tokens.flatten(1)
+        grid_size = (rows, columns)
+        timesteps = self.scheduler.timesteps.tolist()
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                scale = guidance.at(self._guidance_scale, step, len(timesteps))
+                # CUDA graphs, if the step was compiled, may forget the step before.
+                torch.compiler.cudagraph_mark_step_begin()
+                logits = self._predict_logits(tokens.unflatten(1, grid_size), labels, scale, alike if step == 0 else 1)
+                # Looked at in the end, since the host would have to wait for it here.
+                self._is_finite &= logits.amax(dim=-1).isfinite().all()
+                tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
+                if callback is not None:
+                    offered = self._offer(callback_inputs, tokens, grid_size)
+                    tokens = (callback(self, step, timestep, offered) or {}).get("tokens", tokens)
+                if self._interrupt or step == len(timesteps) - 1:
+                    # Nothing is left to do but after an interruption, or where a callback masked tokens again.
+                    tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
+                yield tokens.unflatten(1, grid_size)
+                progress_bar.update()
+                if self._interrupt:
+                    break
+
+    def _check_output(self, reads_pixels: bool, output_type: str, callback_inputs: Sequence[str]):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
@@ -205,24 +269,21 @@ class MagePipeline(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` can hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
-        needs_pixels = image is not None or output_type != "latent" or "preview" in callback_inputs
-        if self.vqvae is None and needs_pixels:
+        if self.vqvae is None and (reads_pixels or output_type != "latent" or "preview" in callback_inputs):
             raise ValueError(
                 "This model has no tokenizer, so it can neither read nor make pixels. Pass `output_type='latent'` for "
                 "its tokens, or load a model with a tokenizer."
             )
 
-    def check_guidance(self, guidance_scale: float, guidance_schedule: str):
+    def check_guidance(
+        self, guidance_scale: float, guidance_schedule: str = "linear", guidance_interval: Sequence[float] = (0.0, 1.0)
+    ) -> GuidancePlan:
         """Raises ValueError for guidance that does not exist or that the model cannot give."""
-        if guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {guidance_schedule!r}."
-            )
-        if not 0 <= guidance_scale < math.inf:
-            raise ValueError(f"`guidance_scale` must be 0 (no guidance) or more and finite, got {guidance_scale}.")
+        plan = GuidancePlan(guidance_schedule, guidance_interval)
+        finite_number("guidance_scale", guidance_scale, "0 (no guidance) or more and finite")
         config = self.model.config
         if guidance_scale == 0 or (config.num_classes and config.class_dropout_prob > 0):
-            return
+            return plan
         reason = (
             "was trained with classes only (`config.class_dropout_prob` is 0), so it has no unconditional prediction"
             if config.num_classes
@@ -230,86 +291,55 @@ class MagePipeline(DiffusionPipeline):
         )
         raise ValueError(f"`guidance_scale` is {guidance_scale}, but this model {reason} to guide by. Leave it at 0.")
 
-    def _check_editing(
-        self,
-        image: PipelineImageInput | None,
-        mask_image: PipelineImageInput | None,
-        padding: int | Sequence[int] | None,
-        strength: float | None,
-        feather: int | None,
-    ):
-        changes = {"mask_image": mask_image, "padding": padding, "strength": strength}
-        given = [name for name, value in changes.items() if value is not None]
-        if image is None and given:
-            raise ValueError(f"`image` is missing: `{given[0]}` says what to change in it.")
-        if image is not None and not given:
-            raise ValueError(
-                "`mask_image` (white where to repaint), `padding` or `strength` is missing: say what to change in "
-                "`image`."
-            )
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"`strength` must lie above 0 and be at most 1, got {strength}.")
-        if strength is not None and padding is not None:
-            raise ValueError("`padding` has nothing to vary: pass either `strength` or `padding`.")
-        if feather is not None and (not isinstance(feather, int) or feather < 0):
-            raise ValueError(f"`feather` must be a whole number of pixels, 0 or more, got {feather!r}.")
-        if image is not None:
-            self._check_sizes(_sizes(image), None if mask_image is None else _sizes(mask_image))
+    @property
+    def _num_channels(self) -> int:
+        return 3 if self.vqvae is None else self.vqvae.config.in_channels
 
-    def _check_sizes(self, image_sizes: list[tuple[int, int]], mask_sizes: list[tuple[int, int]] | None):
-        if not image_sizes or any(0 in size for size in (*image_sizes, *(mask_sizes or ()))):
-            raise ValueError(f"`image` and `mask_image` must hold pixels, got sizes {image_sizes} and {mask_sizes}.")
-        if mask_sizes is None:
-            return
-        if len(mask_sizes) not in (1, len(image_sizes)):
-            raise ValueError(
-                f"Pass one mask, or one for each of the {len(image_sizes)} images, got {len(mask_sizes)}."
-            )
-        for number, size in enumerate(image_sizes):
-            mask_size = mask_sizes[number % len(mask_sizes)]
-            if mask_size != size:
-                raise ValueError(
-                    f"`mask_image` must be as large as its image, {size} (height, width), got {mask_size}. Resize it."
-                )
-
-    def _prepare_canvas(
-        self,
-        prompts: int,
-        image: PipelineImageInput | None,
-        mask_image: PipelineImageInput | None,
-        padding: int | Sequence[int] | None,
-        height: int | None,
-        width: int | None,
-    ) -> Canvas:
-        """What is known of each prompt's image: nothing, or the pixels and tokens of `image` amid the padding."""
-        patch = self.model.config.patch_size
-        height, width = self._canvas_size(image, height, width)
-        if image is None:
-            canvas = Canvas.blank(prompts, (height // patch, width // patch), self._execution_device)
-        else:
-            pixels = self.pixel_processor.preprocess(image, height, width).to(self._execution_device, torch.float32)
-            if mask_image is not None:
-                mask = self.mask_processor.preprocess(mask_image, height, width).to(pixels)
-            else:
-                mask = torch.full_like(pixels[:, :1], float(padding is None))
-            # Before padding, so that the tokenizer sees no made-up pixels.
-            tokens = self.model.get_image_tokens(pixels)
-            canvas = Canvas.from_image(tokens, pixels, mask).pad(parse_padding(padding, patch))
-            canvas = canvas.repeat(prompts // len(pixels))
+    def _prepare(
+        self, edit: Edit | None, labels: list[int] | None, num_images: int, canvas_size: tuple[int, int]
+    ) -> tuple[Canvas, torch.LongTensor | None]:
+        """The canvas and, of shape (batch_size,), the class of each image to make: `num_images` of each prompt."""
+        prompts = _num_prompts(1 if edit is None else len(edit.images), 1 if labels is None else len(labels))
+        canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
-        return canvas
+        canvas = canvas.repeat(num_images)
+        if labels is None:
+            return canvas, None
+        one_each = torch.tensor(labels, device=self._execution_device).expand(prompts)
+        return canvas, one_each.repeat_interleave(num_images)
 
-    def _canvas_size(self, image: PipelineImageInput | None, height: int | None, width: int | None) -> tuple[int, int]:
+    def _prepare_canvas(self, prompts: int, edit: Edit | None, size: tuple[int, int]) -> Canvas:
+        """What is known of each prompt's image: nothing, or the pixels and tokens of an image amid the padding."""
+        patch, device = self.model.config.patch_size, self._execution_device
+        if edit is None:
+            return Canvas.blank(prompts, (size[0] // patch, size[1] // patch), device)
+        pixels = to_tensor(edit.images, *size, PIL.Image.Resampling.BICUBIC).to(device)
+        if edit.masks is not None:
+            mask = to_tensor(edit.masks, *size, PIL.Image.Resampling.NEAREST).to(device)
+        else:
+            mask = torch.full_like(pixels[:, :1], float(edit.strength is not None))
+        # Before padding, so that the tokenizer sees nothing but the image.
+        canvas = Canvas.from_image(self._encode(pixels), pixels, mask).pad(edit.padding)
+        return canvas.repeat(prompts // len(pixels))
+
+    def _encode(self, pixels: torch.FloatTensor) -> torch.LongTensor:
+        # What moves an offloaded model to its device waits for `forward`, which this is not.
+        return apply_forward_hook(lambda model: model.get_image_tokens(pixels))(self.model)
+
+    def _decode_tokens(self, tokens: torch.LongTensor) -> torch.FloatTensor:
+        """(batch_size, channels, height, width), in [0, 1]."""
+        return apply_forward_hook(lambda model: model.decode_image_tokens(tokens))(self.model).float().clamp(0, 1)
+
+    def _canvas_size(self, edit: Edit | None, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width, in pixels, of the images before padding."""
         patch = self.model.config.patch_size
-        trained = tuple(patch * side for side in self.model.config.grid_size)
+        rows, columns = self.model.config.grid_size
+        trained = (patch * rows, patch * columns)
         if height is None and width is None:
-            return trained if image is None else canvas_size(_sizes(image), trained, patch)
+            return trained if edit is None else canvas_size(edit.sizes, trained, patch)
         if height is None or width is None:
             raise ValueError(f"Pass both `height` and `width` or none, got {height} and {width}.")
-        check_canvas_side("height", height, patch)
-        check_canvas_side("width", width, patch)
-        return height, width
+        return check_canvas_side("height", height, patch), check_canvas_side("width", width, patch)
 
     def _check_grid(self, grid_size: tuple[int, int]):
         trained, patch = self.model.config.grid_size, self.model.config.patch_size
@@ -320,23 +350,16 @@ class MagePipeline(DiffusionPipeline):
                 f"(height, width), got {size}. Add `padding`, or leave out `height` and `width`."
             )
 
-    def _prepare_labels(self, labels: list[int] | None, prompts: int, num_images: int) -> torch.LongTensor | None:
-        """(batch_size,): the class of each image to make."""
-        if labels is None:
-            return None
-        labels = torch.tensor(labels, device=self._execution_device).expand(prompts)
-        return labels.repeat_interleave(num_images)
-
     def _hide_tokens(
-        self, canvas: Canvas, strength: float | None, generator: torch.Generator | Sequence[torch.Generator] | None
+        self, canvas: Canvas, edit: Edit | None, generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> torch.LongTensor:
-        """(batch_size, sequence_length): the known tokens, and the mask token where they are to be made."""
+        """(batch_size, rows, columns): the known tokens, and the mask token where they are to be made."""
         is_hidden = canvas.is_hidden.flatten(1)
-        if strength is not None:
+        if edit is not None and edit.strength is not None:
             noise = rand_tensor(is_hidden.shape, generator, is_hidden.device).masked_fill(~is_hidden, 2)
-            count = (is_hidden.sum(dim=1, keepdim=True) * strength).ceil()
+            count = (is_hidden.sum(dim=1, keepdim=True) * edit.strength).ceil()
             is_hidden = is_hidden & (noise.argsort(dim=1).argsort(dim=1) < count)
-        return canvas.tokens.flatten(1).masked_fill(is_hidden, self.model.config.mask_token_id)
+        return canvas.tokens.masked_fill(is_hidden.view(canvas.tokens.shape), self.model.config.mask_token_id)
 
     def _predict_logits(
         self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, guidance: float, alike: int = 1
@@ -356,13 +379,15 @@ class MagePipeline(DiffusionPipeline):
 
     def _predict_canvas(self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
-        grid_size, window = tuple(tokens.shape[1:]), self.model.config.grid_size
+        rows, columns = tokens.shape[1:]
+        grid_size, window = (rows, columns), self.model.config.grid_size
         if grid_size == window:
-            return self.model(input_ids=tokens, class_labels=class_labels).logits
+            return self.model(input_ids=tokens, class_labels=class_labels, return_dict=True).logits
         windows = split_into_windows(tokens, window)
         if class_labels is not None:
             class_labels = class_labels.repeat(len(windows) // len(tokens))
-        return merge_windows(self.model(input_ids=windows, class_labels=class_labels).logits, grid_size, window)
+        logits = self.model(input_ids=windows, class_labels=class_labels, return_dict=True).logits
+        return merge_windows(logits, grid_size, window)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""
@@ -417,79 +442,55 @@ class MagePipeline(DiffusionPipeline):
         count = math.ceil(len(codes) / config.sequence_length) * config.sequence_length
         codes = codes[torch.arange(count) % len(codes)].to(self._execution_device)
         grids = codes.view(-1, *config.grid_size).split(16)
-        images = torch.cat([self.model.decode_image_tokens(part).float().clamp(0, 1) for part in grids])
+        images = torch.cat([self._decode_tokens(part) for part in grids])
         means = F.adaptive_avg_pool2d(images, config.grid_size).permute(0, 2, 3, 1).flatten(0, 2)
         sums = means.new_zeros(config.codebook_size, means.shape[1]).index_add(0, codes, means)
         colors = sums / codes.bincount(minlength=config.codebook_size)[:, None]
         return torch.cat([colors, torch.full_like(colors[:1], 0.5)])
 
     def _finish(
-        self, tokens: torch.LongTensor, canvas: Canvas, feather: int | None, output_type: str
+        self, tokens: torch.LongTensor, canvas: Canvas, edit: Edit | None, output_type: str
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """Decodes, pastes the known pixels back and converts."""
         if output_type == "latent":
+            self._check_finite()
             return tokens
-        pixels = self.model.decode_image_tokens(tokens).float().clamp(0, 1)
-        pixels = canvas.paste(pixels, self.model.config.patch_size if feather is None else feather)
+        decoded = self._decode_tokens(tokens)
+        pixels = decoded if edit is None else canvas.paste(decoded, edit.feather)
+        self._check_finite(decoded)
         return self.pixel_processor.postprocess(pixels, output_type, do_denormalize=[False] * len(pixels))
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        max_shard_size: int | str = "5GB",
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ):
-        """
-        Saves one folder that serves `AutoModel`, `AutoImageProcessor` and [`MagePipeline`], each weight stored once.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): the folder, created if need be.
-            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): largest size of one file of weights.
-            push_to_hub (`bool`, *optional*):
-                upload the folder afterwards; `repo_id`, `private`, `token` and `commit_message` in `kwargs`.
-        """
-        kwargs.pop("safe_serialization", None)  # there is no other way
-        self.model.save_pretrained(save_directory, max_shard_size=max_shard_size)
-        self.scheduler.save_pretrained(os.path.join(save_directory, "scheduler"))
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(save_directory)
-        # Where the pipeline was loaded from is nobody's business but this machine's.
-        index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
-        Path(save_directory, self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        if push_to_hub:
-            self._push_folder(save_directory, **kwargs)
-
-    def _push_folder(
-        self, folder: str | os.PathLike, repo_id: str | None = None, private: bool | None = None, **kwargs: Any
-    ):
-        from huggingface_hub import create_repo, upload_folder
-
-        name = repo_id or os.path.basename(os.path.normpath(folder))
-        token = kwargs.get("token")
-        repo_id = create_repo(name, exist_ok=True, private=private, token=token).repo_id
-        upload_folder(repo_id=repo_id, folder_path=folder, token=token, commit_message=kwargs.get("commit_message"))
+    def _check_finite(self, decoded: torch.FloatTensor | None = None):
+        """Once a call, when all the work has been handed to the device."""
+        is_finite = self._is_finite if decoded is None else self._is_finite & decoded.isfinite().all()
+        # The meta device, where work is counted, has no values.
+        if is_finite.device.type == "meta" or is_finite:
+            return
+        check_weights(self.model)
+        raise ValueError(
+            "The predictions of the model are not finite, though its weights are: they overflow in "
+            f"{self.model.dtype}. Load it with `dtype=torch.float32`."
+        )
 
 
-def _num_prompts(image: PipelineImageInput | None, class_labels: list[int] | None) -> int:
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Turns dropout off, and afterwards on again in those modules where it was on."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _num_prompts(num_edited: int, num_classes: int) -> int:
     """How many images, classes or pairs of them there are to make images of."""
-    counts = [1 if image is None else len(_sizes(image)), 1 if class_labels is None else len(class_labels)]
-    if min(counts) != 1 and counts[0] != counts[1]:
-        raise ValueError(f"Pass one class, or one for each of the {counts[0]} images, got {counts[1]}.")
-    return max(counts)
-
-
-def _sizes(images: PipelineImageInput) -> list[tuple[int, int]]:
-    """Height and width of each image."""
-    if isinstance(images, PIL.Image.Image):
-        return [(images.height, images.width)]
-    if isinstance(images, np.ndarray):
-        return [images.shape[:2]] if images.ndim < 4 else [images.shape[1:3]] * len(images)
-    if isinstance(images, torch.Tensor):
-        return [tuple(images.shape[-2:])] * (len(images) if images.ndim == 4 else 1)
-    if isinstance(images, (list, tuple)):
-        return [size for image in images for size in _sizes(image)]
-    raise ValueError("Images must be PIL images, arrays, tensors or lists of them, got " + type(images).__name__ + ".")
+    if min(num_edited, num_classes) != 1 and num_edited != num_classes:
+        raise ValueError(f"Pass one class, or one for each of the {num_edited} images, got {num_classes}.")
+    return max(num_edited, num_classes)
 
 
 __all__ = ["MagePipeline", "MagePipelineOutput"]

@@ -137,12 +137,6 @@ class RepresentationDiffusionModel(ModelMixin, ConfigMixin):
         return RepresentationDiffusionOutput(prediction) if return_dict else (prediction,)
 
 
-def standardize(representations: torch.Tensor) -> torch.Tensor:
-    """Each of `(batch_size, representation_size)` with mean 0 and deviation 1 over its entries, as RCG does."""
-    mean = representations.mean(dim=1, keepdim=True)
-    return (representations - mean) / representations.std(dim=1, keepdim=True)
-
-
 @torch.no_grad()
 def draw_representations(
     model: RepresentationDiffusionModel,
@@ -201,5 +195,4 @@ __all__ = [
     "RepresentationDiffusionModel",
     "RepresentationDiffusionOutput",
     "draw_representations",
-    "standardize",
 ]

@@ -1,7 +1,7 @@
 """MageScheduler: which tokens to keep at each step of iterative decoding. It knows no model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,16 +10,28 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from .checks import finite_number, is_whole_number, share, whole_number
 from .masking import to_device
 
-# Share of the tokens that stay masked once a share r of the steps is done. The first three are MaskGIT's (arXiv
-# 2202.04200, section 3.3), "arccos" that of its PyTorch reproduction (arXiv 2310.14400).
+# Share of the tokens that stay masked once a share r of the steps is done. MaskGIT (arXiv 2202.04200, section 3.3)
+# compares all but the last two.
 MASKING_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda r: math.cos(math.pi / 2 * r),
     "linear": lambda r: 1 - r,
     "square": lambda r: 1 - r**2,
-    "arccos": lambda r: math.acos(r) / (math.pi / 2),
+    "cubic": lambda r: 1 - r**3,
+    "square_root": lambda r: 1 - math.sqrt(r),
+    "arccos": lambda r: math.acos(r) / (math.pi / 2),  # arXiv 2310.14400
+    "exponential": lambda r: math.expm1(-5 * (1 - r)) / math.expm1(-5),  # eMIGM, arXiv 2503.07197
+}
+# Share of `temperature` that is left once a share r of the steps is done.
+TEMPERATURE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda r: 1 - r,
+    "cosine": lambda r: math.cos(math.pi / 2 * r),
+    "square": lambda r: (1 - r) ** 2,
+    "constant": lambda r: 1.0,
 }
 UNMASKING_ORDERS = ("confidence", "random", "halton")
 
@@ -72,9 +84,10 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         mask_token_id (`int`): the id of masked tokens.
         masking_schedule (`str`, *optional*, defaults to `"cosine"`):
             how the share of masked tokens falls over the share r of steps done: `"cosine"`, cos(pi r / 2), the
-            paper's; `"linear"`, 1 - r; `"square"`, 1 - r^2; `"arccos"`, acos(r) 2 / pi. All but the linear one keep
-            few tokens at first. MaskGIT (arXiv 2202.04200, section 3.3) compares the first three; the last is that of
-            its PyTorch reproduction (arXiv 2310.14400).
+            paper's; `"linear"`, 1 - r; `"square"`, 1 - r^2; `"cubic"`, 1 - r^3; `"square_root"`, 1 - sqrt(r);
+            `"arccos"`, acos(r) 2 / pi (arXiv 2310.14400); `"exponential"`, 1 - exp(-5 (1 - r)), as a share of where
+            it starts (eMIGM, arXiv 2503.07197). The linear one keeps as many tokens at each step, the square root
+            most of them at first, the others most of them in the end.
         temperature (`float`, *optional*, defaults to 6.0):
             strength of the confidence noise at the start (6.0 is the paper's for ViT-B). 0 keeps the likeliest tokens.
             Only the order `"confidence"` has such noise.
@@ -86,10 +99,14 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             sampled together depend little on each other.
         token_temperature (`float`, *optional*, defaults to 1.0):
             divides the logits that tokens are sampled from, as for any language model; 0 takes the likeliest code.
-        top_k (`int`, *optional*): sample among the k likeliest codes only (arXiv 1805.04833).
+        top_k (`int`, *optional*):
+            sample only among the k likeliest codes, and those as likely as the k-th (arXiv 1805.04833).
         top_p (`float`, *optional*):
-            sample among the fewest codes only that are together at least this likely (nucleus sampling, arXiv
+            sample only among the fewest codes that are together at least this likely (nucleus sampling, arXiv
             1904.09751). Confidence is always that of the whole distribution at temperature 1.
+        temperature_schedule (`str`, *optional*, defaults to `"linear"`):
+            how the confidence noise falls over the share r of steps done: `"linear"`, 1 - r, the paper's;
+            `"cosine"`, cos(pi r / 2); `"square"`, (1 - r)^2; `"constant"`, 1.
     """
 
     order = 1
@@ -105,18 +122,22 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         token_temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        temperature_schedule: str = "linear",
     ):
-        if masking_schedule not in MASKING_SCHEDULES:
-            raise ValueError(f"`masking_schedule` must be one of {list(MASKING_SCHEDULES)}, got {masking_schedule!r}.")
-        if unmasking_order not in UNMASKING_ORDERS:
-            raise ValueError(f"`unmasking_order` must be one of {list(UNMASKING_ORDERS)}, got {unmasking_order!r}.")
-        if not 0 <= token_temperature < math.inf:
-            raise ValueError(f"`token_temperature` must be 0 or more and finite, got {token_temperature}.")
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"`top_k` must be a whole number of at least 1, got {top_k!r}.")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"`top_p` must lie above 0 and be at most 1, got {top_p}.")
-        self.set_timesteps(num_inference_steps, temperature)
+        _check_choice("masking_schedule", masking_schedule, MASKING_SCHEDULES)
+        _check_choice("unmasking_order", unmasking_order, UNMASKING_ORDERS)
+        _check_choice("temperature_schedule", temperature_schedule, TEMPERATURE_SCHEDULES)
+        # As Python's own numbers, since they are saved as JSON.
+        self.register_to_config(
+            mask_token_id=whole_number("mask_token_id", mask_token_id, least=0),
+            temperature=finite_number("temperature", temperature),
+            num_inference_steps=whole_number("num_inference_steps", num_inference_steps, least=1),
+            token_temperature=finite_number("token_temperature", token_temperature),
+            top_k=None if top_k is None else whole_number("top_k", top_k, least=1),
+            top_p=None if top_p is None else share("top_p", top_p),
+        )
+        self._warpers = _warpers(*(self.config[name] for name in ("token_temperature", "top_k", "top_p")))
+        self.set_timesteps()
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
@@ -143,20 +164,16 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
                 rows and columns that the tokens make, for the Halton order; a square by default.
 
         Raises:
-            ValueError: for fewer than one step or a negative temperature.
+            ValueError: for fewer than one step or a temperature that is not 0 or more.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         temperature = self.config.temperature if temperature is None else temperature
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {steps!r}.")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"`temperature` must be 0 or more and finite, got {temperature}.")
-        self.num_inference_steps = steps
-        self.temperature = temperature
-        self.timesteps = torch.arange(steps - 1, -1, -1)
+        self.num_inference_steps = whole_number("num_inference_steps", steps, least=1)
+        self.temperature = finite_number("temperature", temperature)
+        self.timesteps = torch.arange(self.num_inference_steps - 1, -1, -1)
         self.grid_size = grid_size
-        self._num_masked_at_start = None
-        self._halton_rank = None
+        self._num_masked_at_start: torch.Tensor | None = None
+        self._halton_rank: torch.Tensor | None = None
 
     def step(
         self,
@@ -175,8 +192,11 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             timestep (`int`): one of `timesteps`. The first starts a run anew.
             sample (`torch.LongTensor` of shape `(batch_size, sequence_length)`): tokens, the mask token where unknown.
             generator (`torch.Generator` or a list of them, one an image, *optional*): source of the noise.
+
+        Raises:
+            ValueError: for a timestep that is not one of `timesteps`.
         """
-        step_index = self.num_inference_steps - 1 - int(timestep)
+        step_index = self._step_index(timestep)
         if step_index == 0 or self._num_masked_at_start is None:
             self._num_masked_at_start = (sample == self.config.mask_token_id).sum(dim=1)
         noise = rand_tensor((sample.shape[0], 2, sample.shape[1]), generator, model_output.device)
@@ -185,13 +205,25 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             return masked_again, sampled
         return MageSchedulerOutput(prev_sample=masked_again, pred_original_sample=sampled)
 
+    def _step_index(self, timestep: int | torch.Tensor) -> int:
+        last = self.num_inference_steps - 1
+        if not is_whole_number(timestep) or not 0 <= int(timestep) <= last:
+            raise ValueError(
+                f"`timestep` must be one of `timesteps`, from {last} down to 0, got {timestep!r}. `set_timesteps` "
+                "plans another number of steps."
+            )
+        return last - int(timestep)
+
     def plan_step(self, step_index: int, sample: torch.LongTensor) -> StepPlan:
-        """What step `step_index` of S depends on beside tokens, logits and noise."""
+        """What step `step_index` of S depends on, apart from tokens, logits and noise."""
         done = (step_index + 1) / self.num_inference_steps
-        num_masked = self._num_masked_after(step_index, self._num_masked_at_start)
+        at_start = self._num_masked_at_start
+        if at_start is None:
+            at_start = (sample == self.config.mask_token_id).sum(dim=1)
+        num_masked = self._num_masked_after(step_index, at_start)
         return StepPlan(
             num_masked=num_masked if done < 1 else torch.zeros_like(num_masked),
-            noise_strength=torch.full((), self.temperature * (1 - done), device=sample.device),
+            noise_strength=torch.full((), self._noise_strength_at(done), device=sample.device),
             rank=self._halton_rank_of(sample) if self.config.unmasking_order == "halton" else None,
         )
 
@@ -221,7 +253,7 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         """Compiles the work of a step. `kwargs` are those of `torch.compile`."""
         compiled = torch.compile(type(self).choose_tokens.__get__(self), fullgraph=True, **kwargs)
         # CUDA graphs write the results of every step to the same place.
-        self.choose_tokens = lambda *args: tuple(tokens.clone() for tokens in compiled(*args))
+        self.choose_tokens = lambda *args: tuple(tokens.clone() for tokens in compiled(*args))  # type: ignore[method-assign]
 
     def mask_least_confident(
         self,
@@ -233,14 +265,14 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
     ) -> torch.LongTensor:
         """
         The rule of the paper for step `step_index` of S: of the tokens just sampled, those stay whose confidence
-        log p + temperature (1 - (step_index + 1) / S) gumbel is highest; tokens known before always stay.
+        log p + temperature (1 - (step_index + 1) / S) gumbel is highest; tokens known before always stay. (Where
+        `temperature_schedule` is another than `"linear"`, so is the factor.)
 
         Args:
             sampled, log_probability, gumbel, is_masked (`torch.Tensor` of shape `(batch_size, sequence_length)`):
                 the tokens, their log probabilities, unit Gumbel noise, and which were masked before this step.
         """
-        done = (step_index + 1) / self.num_inference_steps
-        confidence = log_probability + self.temperature * (1 - done) * gumbel
+        confidence = log_probability + self._noise_strength_at((step_index + 1) / self.num_inference_steps) * gumbel
         at_start = is_masked.sum(dim=1) if self._num_masked_at_start is None else self._num_masked_at_start
         return self._mask_lowest(confidence, sampled, is_masked, self._num_masked_after(step_index, at_start))
 
@@ -255,6 +287,8 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         Masks again as many tokens as are scheduled, those of lowest confidence. Known ones stay, and one more becomes
         known, unless it is the only one and another step is to come.
         """
+        # The known ones sort to the end, and all but one may be masked again: each step makes some progress. While
+        # more steps are to come (`scheduled` is 0 after the last) at least one stays masked, as in the original.
         confidence = confidence.masked_fill(~is_masked, torch.inf)
         num_masked = torch.minimum(is_masked.sum(dim=1) - 1, scheduled)
         num_masked = torch.maximum(num_masked, scheduled.clamp(max=1)).clamp(max=sampled.shape[1] - 1)
@@ -265,25 +299,36 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         self, logits: torch.FloatTensor, uniform: torch.FloatTensor
     ) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """Sampled tokens, and their log probabilities in the model's own distribution."""
-        temperature, top_k, top_p = (self.config[name] for name in ("token_temperature", "top_k", "top_p"))
-        if temperature == 1 and top_k is None and top_p is None:
+        if not self._warpers:
             return sample_tokens(logits, uniform)
-        tokens, _ = sample_tokens(filter_logits(logits, temperature, top_k, top_p), uniform)
+        tokens, _ = sample_tokens(self._warp(logits), uniform)
         log_probabilities = logits.log_softmax(dim=-1, dtype=torch.float32)
         return tokens, log_probabilities.gather(-1, tokens[..., None]).squeeze(-1)
 
+    def _warp(self, logits: torch.FloatTensor) -> torch.FloatTensor:
+        """The distribution that tokens are sampled from, -inf in place of what is cut off."""
+        warped = logits.float().reshape(-1, logits.shape[-1])
+        for warper in self._warpers:
+            # They are made for text, and take what was written so far; these three do not look at it.
+            warped = warper(None, warped)
+        return warped.view(logits.shape)
+
+    def _noise_strength_at(self, done: float) -> float:
+        return self.temperature * TEMPERATURE_SCHEDULES[self.config.temperature_schedule](done)
+
     def _halton_rank_of(self, sample: torch.LongTensor) -> torch.FloatTensor:
         """(batch_size, sequence_length): when it is each position's turn."""
-        if self._halton_rank is None or self._halton_rank.device != sample.device:
+        rank = self._halton_rank
+        if rank is None or rank.device != sample.device:
             rows, columns = self.grid_size or _square(sample.shape[1])
             if rows * columns != sample.shape[1]:
                 raise ValueError(
                     f"`grid_size` {self.grid_size} has {rows * columns} tokens, the sample {sample.shape[1]}. Pass "
                     "the sample's rows and columns to `set_timesteps`."
                 )
-            rank = halton_order(rows, columns).argsort()
-            self._halton_rank = rank.to(sample.device, torch.float32)
-        return self._halton_rank.expand(sample.shape)
+            rank = halton_order(rows, columns).argsort().to(sample.device, torch.float32)
+            self._halton_rank = rank
+        return rank.expand(sample.shape)
 
     def _num_masked_after(self, step_index: int, at_start: torch.LongTensor) -> torch.LongTensor:
         """How many of the tokens masked `at_start` of each image the schedule masks again, at least one."""
@@ -304,10 +349,27 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             sample (`torch.LongTensor` of shape `(batch_size, sequence_length)`): tokens of whole images.
             timesteps (`int`): one of `timesteps`; the larger, the more is masked.
         """
-        done = (self.num_inference_steps - int(timesteps)) / self.num_inference_steps
+        done = (self._step_index(timesteps) + 1) / self.num_inference_steps
         num_masked = math.floor(sample.shape[1] * MASKING_SCHEDULES[self.config.masking_schedule](done))
         rank = rand_tensor(sample.shape, generator, sample.device).argsort(dim=1).argsort(dim=1)
         return sample.masked_fill(rank < num_masked, self.config.mask_token_id)
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]):
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+
+
+def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> list[LogitsProcessor]:
+    """What sharpens or flattens a distribution and cuts its tail off, in this order."""
+    if temperature == 0:
+        return [TopKLogitsWarper(1)]
+    warpers: list[LogitsProcessor] = [] if temperature == 1 else [TemperatureLogitsWarper(temperature)]
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
 
 
 def sample_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
@@ -327,33 +389,6 @@ def sample_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor) -> tupl
     threshold = (1 - uniform[..., None]) * cumulative[..., -1:]
     tokens = torch.searchsorted(cumulative, threshold).clamp(max=logits.shape[-1] - 1)
     return tokens.squeeze(-1), probabilities.gather(-1, tokens).squeeze(-1).log()
-
-
-def filter_logits(
-    logits: torch.FloatTensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> torch.FloatTensor:
-    """
-    Sharpens or flattens a distribution and cuts its tail off, in this order.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(..., codebook_size)`).
-        temperature, top_k, top_p: as for [`MageScheduler`]. The likeliest code always stays.
-
-    Returns:
-        `torch.FloatTensor` of the same shape, float32, with -inf in place of what is cut off.
-    """
-    if temperature == 0:
-        temperature, top_k, top_p = 1.0, 1, None
-    logits = logits.float() / temperature
-    if top_k is not None:
-        kept = logits.topk(min(top_k, logits.shape[-1])).indices
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, logits.gather(-1, kept))
-    if top_p is not None:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        is_cut = probabilities.cumsum(dim=-1) - probabilities >= top_p
-        logits = torch.empty_like(logits).scatter(-1, order, ordered.masked_fill(is_cut, -torch.inf))
-    return logits
 
 
 @lru_cache
@@ -379,7 +414,7 @@ def halton_order(rows: int, columns: int) -> torch.LongTensor:
         num_points *= 2
 
 
-def _radical_inverse(index: torch.LongTensor, base: int) -> torch.DoubleTensor:
+def _radical_inverse(index: torch.LongTensor, base: int) -> torch.Tensor:
     result, digit_value = torch.zeros(index.shape, dtype=torch.float64), 1.0
     while index.any():
         digit_value /= base
@@ -414,7 +449,7 @@ def rand_tensor(
         ValueError: for a list of another length than the batch, or an accelerator's generator on the CPU.
     """
     device = torch.device(device or "cpu")
-    if not isinstance(generator, (list, tuple)):
+    if not isinstance(generator, Sequence):
         return to_device(_rand_where_generator_is(shape, generator, device), device)
     if len(generator) != shape[0]:
         raise ValueError(f"Pass one generator, or one for each of the {shape[0]} images, got {len(generator)}.")

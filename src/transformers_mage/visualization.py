@@ -1,4 +1,4 @@
-"""Pictures of iterative decoding: an image being filled in, step by step. Pillow is all it takes."""
+"""Pictures for people: grids of images, and images being filled in, step by step. Pillow is all it takes."""
 
 import math
 import os
@@ -9,6 +9,29 @@ import PIL.Image
 import torch
 
 UNKNOWN_COLOR = 128
+WHITE = 255
+# Smaller images are enlarged to about this many pixels, as long as the picture stays within the width.
+COMFORTABLE_SIDE = 64
+COMFORTABLE_WIDTH = 1200
+
+
+def draw_grid(
+    images: Sequence[PIL.Image.Image], num_columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> PIL.Image.Image:
+    """
+    One picture of many, row by row, white between them.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): of one size.
+        num_columns (`int`, *optional*): images in a row; about a square of them by default.
+        scale (`int`, *optional*): how many times as large; by default so that small images are seen well.
+        gap (`int`, *optional*, defaults to 2): pixels between the images.
+
+    Raises:
+        ValueError: for no images, or images of several sizes.
+    """
+    pixels = _as_pixels(images)
+    return _tile(_in_rows(pixels, num_columns), scale, gap)
 
 
 def draw_steps(
@@ -16,7 +39,7 @@ def draw_steps(
     steps: torch.LongTensor,
     mask_token_id: int,
     num_columns: int | None = None,
-    scale: int = 1,
+    scale: int | None = None,
 ) -> PIL.Image.Image:
     """
     One picture: a row an image, a column a step, from left to right. Tokens that are still unknown are grey.
@@ -26,7 +49,7 @@ def draw_steps(
         steps (`torch.LongTensor` of shape `(num_steps, batch_size, rows, columns)`): its `steps`.
         mask_token_id (`int`): `pipe.model.config.mask_token_id`.
         num_columns (`int`, *optional*): so many steps, evenly spaced, the last among them; all by default.
-        scale (`int`, *optional*, defaults to 1): times as large, for small images.
+        scale (`int`, *optional*): how many times as large; by default so that small images are seen well.
 
     Example:
 
@@ -46,17 +69,13 @@ def draw_frames(
     steps: torch.LongTensor,
     mask_token_id: int,
     num_columns: int | None = None,
-    scale: int = 1,
+    scale: int | None = None,
 ) -> list[PIL.Image.Image]:
     """
-    One picture a step, all images side by side in it, `num_columns` to a row (about a square by default). The other
+    One picture a step, each a grid of all images, `num_columns` to a row (about a square by default). The other
     arguments are those of [`draw_steps`].
     """
-    pixels = _step_pixels(images, steps, mask_token_id)
-    columns = num_columns or math.ceil(math.sqrt(len(images)))
-    missing = -len(images) % columns
-    pixels = np.pad(pixels, [(0, 0), (0, missing)] + [(0, 0)] * 3, constant_values=255)
-    return [_tile(frame.reshape(-1, columns, *frame.shape[1:]), scale) for frame in pixels]
+    return [_tile(_in_rows(pixels, num_columns), scale) for pixels in _step_pixels(images, steps, mask_token_id)]
 
 
 def save_gif(
@@ -70,6 +89,14 @@ def save_gif(
     frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
+def _as_pixels(images: Sequence[PIL.Image.Image]) -> np.ndarray:
+    """(number of images, height, width, 3)."""
+    sizes = sorted({image.size for image in images})
+    if len(sizes) != 1:
+        raise ValueError(f"`images` must hold images of one size, got the sizes {sizes} (width, height).")
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+
+
 def _step_pixels(images: Sequence[PIL.Image.Image], steps: torch.LongTensor, mask_token_id: int) -> np.ndarray:
     """(num_steps, batch_size, height, width, 3): the finished images, grey where a step knows no token."""
     if steps.ndim != 4 or steps.shape[1] != len(images):
@@ -77,19 +104,34 @@ def _step_pixels(images: Sequence[PIL.Image.Image], steps: torch.LongTensor, mas
             f"`steps` must have shape (num_steps, {len(images)}, rows, columns) for {len(images)} images, got "
             f"{tuple(steps.shape)}. Pass those that came with the images."
         )
-    finished = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    finished = _as_pixels(images)
     height, width = (side // tokens for side, tokens in zip(finished.shape[1:3], steps.shape[2:], strict=True))
     is_unknown = (steps == mask_token_id).cpu().numpy().repeat(height, axis=2).repeat(width, axis=3)
     return np.where(is_unknown[..., None], np.uint8(UNKNOWN_COLOR), finished)
 
 
-def _tile(pixels: np.ndarray, scale: int, gap: int = 2) -> PIL.Image.Image:
+def _in_rows(pixels: np.ndarray, num_columns: int | None) -> np.ndarray:
+    """(rows, columns, height, width, 3) of (number of images, height, width, 3), white where a place is empty."""
+    columns = num_columns or math.ceil(math.sqrt(len(pixels)))
+    empty = -len(pixels) % columns
+    pixels = np.pad(pixels, [(0, empty), (0, 0), (0, 0), (0, 0)], constant_values=WHITE)
+    return pixels.reshape(-1, columns, *pixels.shape[1:])
+
+
+def _tile(pixels: np.ndarray, scale: int | None = None, gap: int = 2) -> PIL.Image.Image:
     """A picture of (rows, columns, height, width, 3) pixels, white between them."""
+    if scale is None:
+        scale = _comfortable_scale(pixels)
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
-    pixels = np.pad(pixels, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
+    pixels = np.pad(pixels, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=WHITE)
     rows, columns, height, width, channels = pixels.shape
     tiled = pixels.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-    return PIL.Image.fromarray(tiled[:-gap, :-gap])
+    return PIL.Image.fromarray(tiled[: rows * height - gap, : columns * width - gap])
 
 
-__all__ = ["draw_frames", "draw_steps", "save_gif"]
+def _comfortable_scale(pixels: np.ndarray) -> int:
+    columns, height, width = pixels.shape[1:4]
+    return max(1, min(math.ceil(COMFORTABLE_SIDE / min(height, width)), COMFORTABLE_WIDTH // (columns * width)))
+
+
+__all__ = ["draw_frames", "draw_grid", "draw_steps", "save_gif"]

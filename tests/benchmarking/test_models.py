@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from transformers_mage import MageForMaskedImageModeling, sample_masks
-from transformers_mage.benchmarking.models import build_model, plain_copy
-from transformers_mage.benchmarking.workloads import Setting, count_flops, decode, encode, features, generate
+from transformers_mage.benchmarking import build_model, count_flops, plain_copy
+from transformers_mage.benchmarking.workloads import Setting, decode, encode, features, generate
 
 # GFLOP an image, counted on the original.
 ORIGINAL_GFLOPS = {
@@ -24,6 +24,7 @@ def plain(fast: MageForMaskedImageModeling) -> MageForMaskedImageModeling:
     return plain_copy(fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ORIGINAL_GFLOPS)
 def test_work_is_at_most_3_percent_above_the_originals(size):
     model = build_model(size, "meta")

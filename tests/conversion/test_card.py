@@ -53,7 +53,7 @@ def test_other_sizes_claim_no_published_figures():
     card = _card("checkpoint-80.pth", num_hidden_layers=4)
 
     assert "of another size" in card
-    assert "Published figures" not in card
+    assert "Published results" not in card
     assert "imagenet" not in card.lower()
 
 

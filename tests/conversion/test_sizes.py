@@ -58,8 +58,8 @@ def test_heads_can_be_told():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 48}, r"width 48 is no multiple of 64.*--num_attention_heads"),
-        ({"positions": 200}, "199 positions make no square grid"),
+        ({"width": 48}, r"width 48 is not a multiple of 64.*--num_attention_heads"),
+        ({"positions": 200}, "199 positions do not make a square grid"),
         ({"vocabulary": 1001}, "got 1001"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from transformers_mage.data.batches import DataError, EndlessBatches
+from transformers_mage.data.batches import DataError, EndlessBatches, Loading, Share
 from transformers_mage.data.indexed import (
     EncodedImages,
     InMemoryTokens,
@@ -13,14 +13,15 @@ from transformers_mage.data.indexed import (
     fits_in_memory,
     validation_images,
 )
-from transformers_mage.data.views import ImageViews
+from transformers_mage.data.loading import Columns
+from transformers_mage.data.views import Crops, ImageViews
 
-VIEWS = ImageViews((4, 4), channels=1, num_views=2, crop_scale_min=0.5)
+VIEWS = ImageViews((4, 4), channels=1, num_views=2, crops=Crops(scale_min=0.5))
 
 
 def global_batches(num_processes: int, batch_size: int, count: int, samples_seen: int = 0) -> list[list[int]]:
     parts = [
-        list(islice(EndlessBatches(10, batch_size, 0, process, num_processes, samples_seen), count))
+        list(islice(EndlessBatches(10, Loading(batch_size, share=Share(process, num_processes)), samples_seen), count))
         for process in range(num_processes)
     ]
     return [[draw for part in batch for draw in part] for batch in zip(*parts, strict=True)]
@@ -45,9 +46,9 @@ def test_a_run_can_be_entered_anywhere():
 def test_another_view_is_drawn_in_each_epoch():
     tokens = torch.arange(6).reshape(2, 3, 1)  # two images, three views
     one, two = InMemoryTokens(tokens), InMemoryTokens(tokens, views_per_image=2)
-    assert [one.__getitems__([2 * epoch])["input_ids"].item() for epoch in range(4)] == [0, 1, 2, 0]
-    assert two.__getitems__([0, 1])["input_ids"].flatten().tolist() == [0, 3, 1, 4]
-    assert two.__getitems__([2, 3])["input_ids"].flatten().tolist() == [2, 5, 0, 3]
+    assert [one.__getitems__([2 * epoch]).input_ids.item() for epoch in range(4)] == [0, 1, 2, 0]
+    assert two.__getitems__([0, 1]).input_ids.flatten().tolist() == [0, 3, 1, 4]
+    assert two.__getitems__([2, 3]).input_ids.flatten().tolist() == [2, 5, 0, 3]
     with pytest.raises(ValueError, match="4 different views"):
         InMemoryTokens(tokens, views_per_image=4)
 
@@ -61,20 +62,20 @@ def broken(images: Dataset, number: int) -> Dataset:
 
 
 def test_encoded_images_depend_on_the_draw_alone(numbered_images: Dataset):
-    images = EncodedImages(numbered_images, VIEWS, "image", "label", seed=0)
+    images = EncodedImages(numbered_images, VIEWS, Columns(), seed=0)
     first, second = images.__getitems__([3, 7, 53]), images.__getitems__([53, 3])
-    assert first["views"].shape == (6, 1, 4, 4)
-    assert torch.equal(first["views"][2], second["views"][0])
-    assert torch.equal(first["views"][5], second["views"][2])
-    assert first["labels"].tolist() == [3, 7, 3]
+    assert first.pixels.shape == (6, 1, 4, 4)
+    assert torch.equal(first.pixels[2], second.pixels[0])
+    assert torch.equal(first.pixels[5], second.pixels[2])
+    assert first.labels.tolist() == [3, 7, 3]
 
 
 def test_a_broken_image_is_replaced_and_counted(numbered_images: Dataset):
-    batch = EncodedImages(broken(numbered_images, 2), VIEWS, "image", "label", seed=0).__getitems__([0, 4, 1, 5])
-    assert batch["num_skipped"] == 2
-    assert batch["labels"].tolist() == [4, 4, 4, 5]
+    batch = EncodedImages(broken(numbered_images, 2), VIEWS, Columns(), seed=0).__getitems__([0, 4, 1, 5])
+    assert batch.num_skipped == 2
+    assert batch.labels.tolist() == [4, 4, 4, 5]
     with pytest.raises(DataError, match="None of 2 images"):
-        EncodedImages(broken(numbered_images, 2), VIEWS, "image", "label", seed=0).__getitems__([0, 1])
+        EncodedImages(broken(numbered_images, 2), VIEWS, Columns(), seed=0).__getitems__([0, 1])
 
 
 def test_small_datasets_are_decoded_once(numbered_images: Dataset):

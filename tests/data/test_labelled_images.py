@@ -4,8 +4,10 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
-from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, find_image_column
-from transformers_mage.data.labels import IGNORED_LABEL, Classes, find_label_column
+from transformers_mage.data.batches import DataError
+from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
+from transformers_mage.data.labels import IGNORED_LABEL, Classes
+from transformers_mage.data.loading import Columns, find_columns
 
 PICTURES = [PilImage.fromarray(np.full((4, 4), 10 * i, np.uint8)) for i in range(6)]
 
@@ -17,7 +19,7 @@ def dataset_of(labels: list, feature=None, label_column: str = "label", image_co
 
 
 def labelled(dataset: Dataset, classes: Classes | None = None) -> LabelledImages:
-    return LabelledImages.of(dataset, "image", "label", classes or Classes.of(dataset, "label"))
+    return LabelledImages.of(dataset, Columns(), classes or Classes.of(dataset, "label"))
 
 
 @pytest.mark.parametrize(
@@ -49,38 +51,52 @@ def test_classes_are_numbered_from_0(labels, feature, names, numbers):
     ids=["one class", "missing", "numbers", "several", "unlabelled"],
 )
 def test_labels_that_are_no_classes_are_refused(labels, feature, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(DataError, match=message):
         labelled(dataset_of(labels, feature))
 
 
 def test_validation_may_not_hold_other_classes():
     train, validation = dataset_of(["a", "b", "b"]), dataset_of(["a", "c"])
 
-    with pytest.raises(SystemExit, match=r"holds \['c'\]"):
+    with pytest.raises(DataError, match=r"holds \['c'\]"):
         labelled(validation, Classes.of(train, "label"))
 
 
 def test_columns_are_found():
     dataset = dataset_of([0, 1], ClassLabel(names=["a", "b"]), label_column="species", image_column="img")
 
-    assert find_image_column(dataset, "image") == "img"
-    assert find_label_column(dataset, "label") == "species"
-    assert find_label_column(dataset_of(["a", "b"], label_column="class"), "label") == "class"
-    assert find_label_column(dataset.remove_columns("species"), "label") is None
-    with pytest.raises(SystemExit, match=r"no column \"image\" but \['species'\]: say `--image_column NAME`"):
-        find_image_column(dataset.remove_columns("img"), "image")
+    assert find_columns(dataset) == Columns("img", "species")
+    assert find_columns(dataset_of(["a", "b"], label_column="class")) == Columns("image", "class")
+    assert find_columns(dataset.remove_columns("species")) == Columns("img", None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns(image="photo"), r"no column \"photo\" but \['image', 'label'\]: say `--image_column NAME`"),
+        (Columns(label="kind"), r"no column \"kind\" but \['image', 'label'\]: say `--label_column NAME`"),
+    ],
+)
+def test_a_column_that_was_asked_for_is_not_replaced_by_another(columns: Columns, message: str):
+    with pytest.raises(DataError, match=message):
+        find_columns(dataset_of([0, 1]), columns)
+
+
+def test_a_data_set_without_images_is_refused():
+    with pytest.raises(DataError, match=r"no column \"image\" but \['label'\]"):
+        find_columns(dataset_of([0, 1]).remove_columns("image"))
 
 
 @pytest.mark.parametrize("column", [[1, 2, 3], ["no/such/file.png"] * 3, [b"no image"] * 3])
 def test_a_column_that_does_not_decode_is_refused(column):
     dataset = Dataset.from_dict({"image": column, "label": [0, 1, 0]})
 
-    with pytest.raises(SystemExit, match='The column "image" holds no images that can be decoded'):
+    with pytest.raises(DataError, match='The column "image" holds no images that can be decoded'):
         labelled(dataset)
 
 
 def test_fewer_images_than_shots_are_refused():
-    with pytest.raises(SystemExit, match="3 images of each class are asked for, but class 0 has 2"):
+    with pytest.raises(ValueError, match="3 images of each class are asked for, but class 0 has 2"):
         labelled(dataset_of([0, 1, 1, 1, 0])).draw(shots_per_class=3, label_fraction=None, seed=0)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from transformers_mage.data.images import BrokenImageError, center_view, open_image, size_of
-from transformers_mage.data.views import ImageViews, RandomViews, crop_box, draft
+from transformers_mage.data.views import Crops, ImageViews, RandomViews, crop_box, draft
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, file_format: str = "PNG") -> dict:
 
 def test_crops_have_the_areas_and_ratios_asked_for():
     random = np.random.default_rng(0)
-    boxes = np.array([crop_box((400, 300), 0.2, 4 / 3, random) for _ in range(500)])
+    boxes = np.array([crop_box((400, 300), Crops(), random) for _ in range(500)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2] <= 400).all()
@@ -32,7 +32,7 @@ def test_crops_have_the_areas_and_ratios_asked_for():
     share = width * height / (400 * 300)
     assert 0.19 < share.min() < 0.25
     assert 0.9 < share.max() <= 1
-    assert crop_box((400, 300), 1, 4 / 3, random) == (0, 0, 400, 300)
+    assert crop_box((400, 300), Crops(scale_min=1), random) == (0, 0, 400, 300)
 
 
 def test_views_of_one_image_depend_on_the_seed_alone(photo: Image.Image):
@@ -48,9 +48,9 @@ def test_views_of_one_image_depend_on_the_seed_alone(photo: Image.Image):
 @pytest.mark.parametrize("mode", ["RGB", "P", "CMYK"])
 def test_a_view_is_a_crop_resized_and_sees_nothing_around_it(photo: Image.Image, mode: str):
     image = photo.convert(mode)
-    box = crop_box(image.size, 0.2, 4 / 3, np.random.default_rng(3))
+    box = crop_box(image.size, Crops(), np.random.default_rng(3))
     expected = image.convert("RGB").crop(box).resize((16, 16), Image.Resampling.BICUBIC)
-    view = ImageViews((16, 16), horizontal_flip=False)(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 3)
+    view = ImageViews((16, 16), crops=Crops(flip=False))(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 3)
     assert torch.equal(view[0], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
 
 
@@ -85,7 +85,7 @@ def test_views_of_a_batch_stay_in_range(photo: Image.Image):
     assert views.shape == images.shape
     assert views.min() >= 0
     assert views.max() <= 1
-    whole = RandomViews((16, 16), crop_scale_min=1, horizontal_flip=False)(images)
+    whole = RandomViews((16, 16), Crops(scale_min=1, flip=False))(images)
     assert torch.equal(whole, images / 255)
 
 
@@ -93,13 +93,13 @@ def test_a_crop_of_a_batch_shows_a_part_of_the_image():
     """On a ramp from left to right, a crop is a ramp too, less steep, inside the image's range."""
     torch.manual_seed(0)
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    views = RandomViews((32, 32), 0.2, horizontal_flip=False)(ramp)
+    views = RandomViews((32, 32), Crops(flip=False))(ramp)
     steps = views[..., 1:] - views[..., :-1]
     assert steps[..., 2:-2].min() > -1e-4
     rise = views[:, 0, 16, -1] - views[:, 0, 16, 0]
     assert rise.min() < 0.55
     assert rise.max() > 0.85
-    mirrored = RandomViews((32, 32), crop_scale_min=1)(ramp)
+    mirrored = RandomViews((32, 32), Crops(scale_min=1))(ramp)
     assert 10 < (mirrored[:, 0, 0, 0] == 1).sum() < 54
 
 

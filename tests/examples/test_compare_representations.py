@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
+from transformers import ViTMAEConfig, ViTMAEModel
 
 from examples import compare_representations
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.representation.results import Result, save_results
+
+DIGITS = compare_representations.SETS["digits"]
 
 
 def test_the_table_has_all_parts_and_goes_into_the_card(mage_folder: Path, tmp_path: Path, monkeypatch, capsys):
@@ -89,3 +93,22 @@ def test_only_the_digits_come_with_a_model(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare_representations.main()
     assert "say which model to use for the emoji" in capsys.readouterr().err
+
+
+def test_vit_mae_joins_with_features_of_whole_images(tmp_path: Path, monkeypatch):
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = ViTMAEModel(ViTMAEConfig(image_size=32, patch_size=8, num_channels=1, **size)).eval()
+    model.save_pretrained(tmp_path)
+    dataset = compare_representations.load_images("digits", None)
+    dataset = DatasetDict({split: rows.select(range(200)) for split, rows in dataset.items()})
+    monkeypatch.setitem(compare_representations.SETS, "digits", dataclasses.replace(DIGITS, shots=(1,)))
+
+    results = compare_representations.probe_vit_mae(tmp_path, dataset, "digits")
+
+    assert {result.classifier.split(":")[0] for result in results} == {"ViT-MAE, mean", "ViT-MAE, cls"}
+    assert len(results) == 2 * 2 * compare_representations.NUM_SEEDS
+    whole = ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
+    features = compare_representations.vit_mae_features(whole, dataset["test"], batch_size=64)
+    again = compare_representations.vit_mae_features(whole, dataset["test"], batch_size=200)
+    # No token is hidden, so that only their order is random.
+    torch.testing.assert_close(features, again, rtol=1e-4, atol=1e-5)

@@ -20,6 +20,8 @@ from transformers_mage.metrics import (
     Top5Accuracy,
 )
 
+pytestmark = pytest.mark.slow
+
 CLASSIFICATION = [Accuracy, Top5Accuracy, MeanPerClassAccuracy]
 NUM_SAMPLES = 103  # neither two processes nor batches of 8 divide it
 

@@ -3,7 +3,9 @@ import torch
 from diffusers import VQModel
 from torch.nn import functional as F
 
+from transformers_mage.image_tokens import encode_images
 from transformers_mage.metrics import (
+    CodeUsage,
     FrechetInceptionDistance,
     PeakSignalNoiseRatio,
     StructuralSimilarity,
@@ -65,10 +67,14 @@ def test_images_of_different_shapes(images):
         PeakSignalNoiseRatio().add_batch(predictions=images)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer():
     torch.manual_seed(0)
     return VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16, mid_block_add_attention=False)
+
+
+def rescaled(images, low, high):
+    return images * (high - low) + low
 
 
 def pooled(images):
@@ -77,31 +83,48 @@ def pooled(images):
 
 @pytest.mark.parametrize("pixel_range", [(0.0, 1.0), (-1.0, 1.0)])
 def test_tokenizer_scores(tokenizer, images, pixel_range):
+    expected_tokens = encode_images(tokenizer, rescaled(images / 255, *pixel_range))
     scores = TokenizerScores(tokenizer, pooled, pixel_range)
     for batch in images.split(4):
         scores.add_batch(batch)
     low, high = pixel_range
     originals = images / 255
     with torch.no_grad():
-        decoded = (tokenizer(originals * (high - low) + low).sample - low) / (high - low)
+        decoded = (tokenizer(rescaled(originals, low, high)).sample - low) / (high - low)
     decoded = decoded.clamp(0, 1)
     expected = {
         **PeakSignalNoiseRatio().compute(predictions=decoded, references=originals),
         **StructuralSimilarity().compute(predictions=decoded, references=originals),
         "rfid": FrechetInceptionDistance(pooled).compute(predictions=decoded, references=originals)["fid"],
     }
+    expected |= CodeUsage(16).compute(predictions=expected_tokens)
     assert scores.compute() == pytest.approx(expected, rel=1e-5)
 
 
-class Identity(VQModel):
-    def forward(self, sample):
-        return type("Output", (), {"sample": sample})
+def test_several_feature_networks_and_features_computed_before(tokenizer, images):
+    networks = {"mean": pooled, "brightest": lambda images: images.float().amax((2, 3))}
+    scores = TokenizerScores(tokenizer, networks)
+    scores.add_batch(images, scores.features(images))
+    result = scores.compute()
+    for name, network in networks.items():
+        alone = TokenizerScores(tokenizer, network)
+        alone.add_batch(images)
+        assert result[f"rfid ({name})"] == alone.compute()["rfid"]
 
 
-def test_a_lossless_tokenizer_is_perfect(images):
-    scores = TokenizerScores(Identity(block_out_channels=(4,), norm_num_groups=4), pooled)
+def test_a_lossless_tokenizer_is_perfect(tokenizer, images, monkeypatch):
+    scores = TokenizerScores(tokenizer, pooled, perceptual=lambda x, y: (x - y).abs().mean(dim=(1, 2, 3)))
+    monkeypatch.setattr(scores, "decode", lambda tokens: images / 255)
     scores.add_batch(images)
     result = scores.compute()
     assert result["psnr"] == torch.inf
     assert result["ssim"] == pytest.approx(1)
     assert result["rfid"] == pytest.approx(0, abs=1e-9)
+    assert result["perceptual_distance"] == 0
+
+
+def test_use_of_the_codes():
+    usage = CodeUsage(8)
+    usage.add_batch(predictions=torch.tensor([[0, 1], [2, 2]]))
+    usage.add_batch(predictions=torch.tensor([[1, 0]]))
+    assert usage.compute() == pytest.approx({"codes_used": 3, "code_perplexity": 3.0})

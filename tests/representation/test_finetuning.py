@@ -7,7 +7,8 @@ from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from transformers_mage import MageConfig, MageForImageClassification
 from transformers_mage.data.tokenization import tokenize
-from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, write_classifier
+from transformers_mage.representation.classifiers import classifier_of, save_classifier
+from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs
 from transformers_mage.representation.mixing import Mixup
 from transformers_mage.representation.rand_augment import RandAugment
 
@@ -58,10 +59,10 @@ def test_training_images_are_augmented_and_mixed(vqvae, pixel_values):
     assert (first["labels"] > 0.03).all()
 
 
-def test_written_classifiers_are_whole(model, vqvae, pixel_values, tmp_path):
+def test_written_classifiers_have_their_tokenizer(model, vqvae, pixel_values, tmp_path):
     expected = model(input_ids=tokenize(vqvae, pixel_values)).logits
 
-    write_classifier(model.state_dict(), model.config, vqvae, ViTImageProcessorPil(), tmp_path)
+    save_classifier(classifier_of(model.state_dict(), model.config, vqvae), ViTImageProcessorPil(), tmp_path)
 
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert torch.allclose(loaded(pixel_values).logits, expected, atol=1e-6)
@@ -69,10 +70,10 @@ def test_written_classifiers_are_whole(model, vqvae, pixel_values, tmp_path):
 
 def test_the_best_is_kept_over_an_interruption(model, vqvae, tmp_path):
     def best() -> BestClassifier:
-        return BestClassifier(tmp_path, model.config, vqvae, ViTImageProcessorPil())
+        return BestClassifier(tmp_path / "best", model.config, vqvae, ViTImageProcessorPil())
 
     def bias_there() -> float:
-        return AutoModelForImageClassification.from_pretrained(tmp_path).classifier.bias[0].item()
+        return AutoModelForImageClassification.from_pretrained(tmp_path / "best").classifier.bias[0].item()
 
     first = best()
     for bias, scores in enumerate(({"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.7, "loss": 2.0})):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from transformers_mage import MageConfig, MageForImageClassification
-from transformers_mage.representation.layer_decay import layer_decay_groups, layer_id
+from transformers_mage.representation.finetuning import layer_decay_groups, layer_id
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import create_scheduler
 

@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from transformers_mage import MageConfig, MageModel
-from transformers_mage.representation.features import FeatureExtractor
+from transformers_mage.representation import Feature, FeatureExtractor, probe_as_classifier
 from transformers_mage.representation.lars import LARS
 from transformers_mage.representation.probing import (
     ProbeHead,
@@ -14,7 +14,6 @@ from transformers_mage.representation.probing import (
     fit_linear_probe,
     nearest_neighbour_scores,
     normalize,
-    probe_as_classifier,
 )
 
 LABELS = torch.arange(120) % 4
@@ -102,19 +101,19 @@ def test_probes_trained_together_are_those_trained_alone(features):
     assert not torch.equal(together.heads["a"].classifier.weight, alone.heads["a"].classifier.weight)
 
 
-@pytest.mark.parametrize("name", ["layer_1_mean", "layer_2_mean", "layer_2_cls"])
-def test_a_probe_becomes_a_classifier_of_the_same_scores(small_config: MageConfig, pixel_values, name: str):
+@pytest.mark.parametrize("feature", [Feature(1, "mean"), Feature(2, "mean"), Feature(2, "cls")], ids=str)
+def test_a_probe_becomes_a_classifier_of_the_same_scores(small_config: MageConfig, pixel_values, feature: Feature):
     encoder = MageModel(small_config).eval()
     torch.nn.init.normal_(encoder.layernorm.weight)
-    features = FeatureExtractor(encoder, [1, 2], ["mean", "cls"])(pixel_values)[name]
+    features = FeatureExtractor(encoder, [1, 2], ["mean", "cls"])(pixel_values)[str(feature)]
     head = ProbeHead(32, 3)
     head.train()(torch.randn(8, 32))
     head.eval()
 
-    model = probe_as_classifier(encoder, name, head, ["a", "b", "c"])
+    model = probe_as_classifier(encoder, feature, head, ["a", "b", "c"])
 
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
-    assert len(model.mage.layers) == int(name[6])
+    assert len(model.mage.layers) == feature.layer
     assert torch.allclose(model(pixel_values).logits, head(features), atol=1e-5)
 
 

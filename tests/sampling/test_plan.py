@@ -1,20 +1,12 @@
 """Which images are made where, from what randomness, of which classes."""
 
 import itertools
-import json
 
 import pytest
 import torch
 
 from transformers_mage import MageConfig
-from transformers_mage.sampling.plan import (
-    ClassPlan,
-    batches_of,
-    check_folder,
-    fingerprint,
-    generator_of,
-    write_manifest,
-)
+from transformers_mage.sampling import ClassPlan, batches_of, generator_of
 
 NAMED = MageConfig(num_classes=3, id2label={0: "cat", 1: "dog", 2: "snow leopard"})
 
@@ -79,7 +71,7 @@ def test_classes_from_a_file(tmp_path):
         (NAMED, "0\n-1\n2\n", "line 2: .* got -1"),
         (NAMED, "cat\ndgo\ndog\n", "line 2: No class is called 'dgo'"),
         (NAMED, "cat\n\ndog\n", "line 2: No class is called ''"),
-        (MageConfig(), "0\n0\n0\n", "line 1: `class_labels` were given to an unconditional model"),
+        (MageConfig(), "0\n0\n0\n", "line 1: `class_labels` asks an unconditional model"),
     ],
 )
 def test_wrong_files_of_classes_are_refused(tmp_path, config: MageConfig, lines: str, message: str):
@@ -94,33 +86,3 @@ def test_classes_that_are_neither_a_word_nor_a_file_are_refused():
         ClassPlan(NAMED, "balnced", num_images=3)
     with pytest.raises(ValueError, match="unconditional model"):
         ClassPlan(MageConfig(), "balanced", num_images=3)
-
-
-def test_a_fingerprint_is_of_the_weights():
-    model = torch.nn.Linear(3, 2)
-    before = fingerprint(model)
-    assert fingerprint(model) == before
-    assert fingerprint(model.half()) != before
-    same = torch.nn.Linear(3, 2)
-    same.load_state_dict(model.float().state_dict())
-    assert fingerprint(same) == fingerprint(model)
-    with torch.no_grad():
-        model.bias[0] += 1
-    assert fingerprint(model) != fingerprint(same)
-
-
-def test_a_folder_is_that_of_one_run(tmp_path):
-    folder = tmp_path / "samples"
-    settings = {"seed": 0, "num_images": 10, "class_labels": None}
-    assert check_folder(folder, settings) is False
-    write_manifest(folder, settings)
-    assert check_folder(folder, settings) is True
-    assert json.loads((folder / "generation.json").read_text()) == settings
-    with pytest.raises(ValueError, match="holds another run: seed was 0, now 1"):
-        check_folder(folder, settings | {"seed": 1})
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="is not empty and holds no earlier run"):
-        check_folder(tmp_path, {})

@@ -1,4 +1,4 @@
-"""Files, shards and arrays of samples, and going on with them after a kill."""
+"""Files, shards and arrays of samples, and resuming them after a kill."""
 
 import tarfile
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 
 from transformers_mage import MageConfig
-from transformers_mage.sampling.plan import ClassPlan
+from transformers_mage.sampling import ClassPlan
 from transformers_mage.sampling.writers import FORMATS, ImageFolderWriter, NpzWriter, SampleWriter, TarWriter
 
 NUM_IMAGES = 11

@@ -143,7 +143,7 @@ def test_tokenizer(evaluate, flags, tmp_path, mage, pixels, kind):
     tokenizer.save_pretrained(tmp_path / "vqmodel")
     folder = mage if kind == "mage" else tmp_path / "vqmodel"
     results = run(evaluate, {k: v for k, v in flags.items() if k != "samples"} | {"tokenizer": folder})
-    assert set(results["scores"]) == {"psnr", "ssim", "rfid"}
+    assert set(results["scores"]) == {"psnr", "ssim", "rfid", "codes_used", "code_perplexity"}
     if kind == "vqmodel":
         expected = TokenizerScores(tokenizer, TransformersFeatures(mage))
         expected.add_batch(pixels["references"])
@@ -171,7 +171,7 @@ def test_bad_input_is_told_without_a_traceback(evaluate, flags, tmp_path):
     (tmp_path / "empty").mkdir()
     fails("empty holds no images", samples=tmp_path / "empty")
     (tmp_path / "empty" / "0.png").write_bytes(b"no image")
-    fails("none of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
+    fails("None of the 1 images in .*empty can be decoded", samples=tmp_path / "empty")
     fails("missing does not exist", references=tmp_path / "missing")
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     fails("sizes 8 and 3", references=tmp_path / "other.npz")

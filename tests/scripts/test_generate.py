@@ -13,7 +13,7 @@ import torch
 
 from tests.in_process import ROOT
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.sampling.writers import ImageFolderWriter
+from transformers_mage.sampling import ClassPlan, ImageFolderWriter, Sampler, generator_of, write_manifest
 
 from ..conftest import SMALL_VQ_CONFIG
 
@@ -53,11 +53,11 @@ def run_as(generate: ModuleType, argv: list[str], process_index: int, num_proces
     """What one process of several writes, without the others."""
     arguments = generate.parse_arguments(generate.GenerationArguments, "", argv)
     pipe = generate.load_pipeline(arguments, torch.device("cpu"))
-    classes = generate.ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
+    sampler = Sampler(pipe, ClassPlan(pipe.model.config, None, arguments.num_images))
     writer = generate.create_writer(arguments, pipe)
     writer.prepare()
     state = SimpleNamespace(process_index=process_index, num_processes=num_processes, is_local_main_process=False)
-    made = sum(generate.write_images(arguments, pipe, classes, writer, state))
+    made = sampler.write_missing(writer, arguments.batch_size, state)
     writer.close()
     return made
 
@@ -68,10 +68,10 @@ def test_samples_are_those_of_the_pipeline(generate, flags, model_folder, tmp_pa
     assert json.loads(lines[7]) == {"file_name": "000000007.png", "label": 1}
     pipe = MagePipeline.from_pretrained(model_folder)
     pipe.set_progress_bar_config(disable=True)
-    again = pipe(class_labels=1, guidance_scale=2.0, generator=[generate.generator_of(0, 7)]).images[0]
+    again = pipe(class_labels=1, guidance_scale=2.0, generator=[generator_of(0, 7)]).images[0]
     difference = np.asarray(again, dtype=int) - np.asarray(PIL.Image.open(tmp_path / "images" / "000000007.png"))
     assert np.abs(difference).max() <= 1
-    assert PIL.Image.open(tmp_path / "grid.png").size == (5 * 16, 4 * 16)
+    assert PIL.Image.open(tmp_path / "grid.png").size == (5 * 66 - 2, 4 * 66 - 2)  # four times as large
 
 
 def test_files_do_not_depend_on_the_number_of_processes(generate, flags, tmp_path):
@@ -91,22 +91,22 @@ def test_files_hardly_depend_on_the_batch_size(generate, flags, tmp_path):
 
 
 @pytest.mark.parametrize("output_format", ["webp", "tar", "npz"])
-def test_a_run_that_ran_out_of_disk_goes_on(generate, flags, tmp_path, monkeypatch, output_format: str):
+def test_a_run_that_ran_out_of_disk_is_resumed(generate, flags, tmp_path, monkeypatch, output_format: str):
     flags = [*flags, "--output_format", output_format, "--shard_size", "10"]
     generate.main([*flags, "--output_dir", str(tmp_path / "whole")])
     made = []
-    draw = generate.make_images
+    draw = Sampler.__call__
 
-    def make_images(arguments, pipe, indices, labels):
+    def make_images(sampler, indices):
         if len(made) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         made.append(indices)
-        return draw(arguments, pipe, indices, labels)
+        return draw(sampler, indices)
 
-    monkeypatch.setattr(generate, "make_images", make_images)
-    with pytest.raises(SystemExit, match=r"no room left in .*start the same command"):
-        generate.main([*flags, "--output_dir", str(tmp_path / "resumed")])
-    monkeypatch.setattr(generate, "make_images", draw)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "__call__", make_images)
+        with pytest.raises(SystemExit, match=r"no room left in .*run the same command again"):
+            generate.main([*flags, "--output_dir", str(tmp_path / "resumed")])
     generate.main([*flags, "--output_dir", str(tmp_path / "resumed")])
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
@@ -119,12 +119,12 @@ def test_nothing_is_drawn_twice(generate, flags, tmp_path, monkeypatch, capsys):
     for index in (17, 18):
         (tmp_path / "images" / f"{index:09d}.png").unlink()
     drawn = []
-    make_images = generate.make_images
-    monkeypatch.setattr(generate, "make_images", lambda *args: drawn.append(args[2]) or make_images(*args))
+    draw = Sampler.__call__
+    monkeypatch.setattr(Sampler, "__call__", lambda *args: drawn.append(args[1]) or draw(*args))
     capsys.readouterr()
     generate.main([*flags, "--output_dir", str(tmp_path)])
     assert drawn == [list(range(16, 24))]
-    assert "Going on with 20 images" in capsys.readouterr().out
+    assert "Resuming 20 images" in capsys.readouterr().out
     assert len(images_of(tmp_path)) == 21
 
 
@@ -142,15 +142,15 @@ def test_a_full_disk_while_writing_leaves_no_half_file(generate, flags, tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--seed", "1"], "holds another run: seed was 0, now 1"),
-        (["--num_images", "21"], "num_images was 20, now 21"),
-        (["--num_inference_steps", "2"], "num_inference_steps was 3, now 2"),
-        (["--unmasking_order", "halton"], "unmasking_order was 'confidence', now 'halton'"),
-        (["--class_labels", "none"], "class_labels was 'balanced', now None"),
+        (["--seed", "1"], "holds other samples .seed was 0 there and is 1 now"),
+        (["--num_images", "21"], "num_images was 20 there and is 21 now"),
+        (["--num_inference_steps", "2"], "num_inference_steps was 3 there and is 2 now"),
+        (["--unmasking_order", "halton"], "unmasking_order was 'confidence' there and is 'halton' now"),
+        (["--class_labels", "none"], "class_labels was 'balanced' there and is None now"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(generate, flags, tmp_path, more: list[str], message: str):
-    generate.write_manifest(tmp_path, manifest(generate, flags))
+    write_manifest(tmp_path, manifest(generate, flags))
     with pytest.raises(SystemExit, match=message):
         generate.main([*flags, "--output_dir", str(tmp_path), *more])
 
@@ -158,7 +158,7 @@ def test_a_folder_of_another_run_is_refused(generate, flags, tmp_path, more: lis
 def manifest(generate: ModuleType, argv: list[str]) -> dict:
     arguments = generate.parse_arguments(generate.GenerationArguments, "", argv)
     pipe = generate.load_pipeline(arguments, torch.device("cpu"))
-    classes = generate.ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
+    classes = ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
     return generate.describe(arguments, pipe, classes)
 
 

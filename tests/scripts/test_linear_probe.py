@@ -83,9 +83,20 @@ def test_cached_features_over_shots_and_seeds(linear_probe: Script, flags: list[
         (["--shots_per_class", "13"], "13 images of each class are asked for, but class 0 has 12"),
         (["--layers", "2"], r"between 0 \(embeddings\) and 1, got 2"),
         (["--validation_split", "val"], 'The split "val" of .* cannot be loaded'),
-        (["--label_fraction", "2"], r"must lie in \(0, 1\], got 2.0"),
     ],
 )
 def test_what_cannot_be_done_is_said(linear_probe: Script, flags, tmp_path, extra: list[str], message: str):
     with pytest.raises(SystemExit, match=message):
         linear_probe([*flags, *extra, "--cached_features", "--output_dir", tmp_path])
+
+
+def test_wrong_flags_are_refused(linear_probe: Script, flags, capsys):
+    for extra, message in (
+        (["--label_fraction", "2"], "must lie in (0, 1], got 2.0"),
+        (["--penalty", "-1"], "`--penalty` must be 0 or more, got -1.0"),
+        (["--penalty", "nan"], "`--penalty` must be 0 or more, got nan"),
+        (["--num_neighbours", "0"], "`--num_neighbours` must be at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            linear_probe([*flags, *extra])
+        assert message in capsys.readouterr().err

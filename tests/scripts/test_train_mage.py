@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
-from transformers_mage.data.token_cache import CachedTokens
+from transformers_mage.data.token_cache import CachedTokens, CacheMetadata
+from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.files import fingerprint
 from transformers_mage.training.pretraining import MageForPreTraining
 
 Script = Callable[[list[str]], None]
@@ -101,7 +103,7 @@ def test_cached_tokens_train_as_the_pixels_they_were_made_of(
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pixels"), rel=1e-5)
 
 
-def test_an_interrupted_token_cache_goes_on(
+def test_an_interrupted_token_cache_continues(
     cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path
 ):
     flags = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
@@ -112,14 +114,37 @@ def test_an_interrupted_token_cache_goes_on(
     shard.rename(shard.with_name(".shard-00001-of-00003.partial"))
     cache_tokens([*flags, tmp_path / "again"])
     first, second = (CachedTokens(tmp_path / name / "train") for name in ("once", "again"))
-    assert torch.equal(
-        first.__getitems__(list(range(48)))["input_ids"], second.__getitems__(list(range(48)))["input_ids"]
-    )
-    with pytest.raises(SystemExit, match=r"made otherwise .*seed: 0 there, 1 now"):
+    draws = list(range(48))
+    assert torch.equal(first.__getitems__(draws).input_ids, second.__getitems__(draws).input_ids)
+    with pytest.raises(SystemExit, match=r"holds other tokens \(seed was 0 there and is 1 now\)"):
         cache_tokens([*flags, tmp_path / "again", "--seed", "1"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_damaged_shard_is_named_and_made_again(
+    cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    flags = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
+    flags += ["--rows_per_shard", "10", "--output_dir", tmp_path]
+    cache_tokens(flags)
+    shard = tmp_path / "train" / "shard-00001-of-00003"
+    before = CachedTokens(tmp_path / "train").__getitems__(list(range(24))).input_ids
+    (shard / "data-00000-of-00001.arrow").write_bytes(b"")
+    cache_tokens(flags)
+    assert "shard-00001-of-00003 data-00000-of-00001.arrow has 0 bytes instead of" in capsys.readouterr().out
+    assert torch.equal(CachedTokens(tmp_path / "train").__getitems__(list(range(24))).input_ids, before)
+
+
+def test_a_cache_has_one_tokenizer(
+    cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, mage_folder: Path, tmp_path: Path
+):
+    flags = ["--dataset_name", image_folder, "--image_size", "8", "--views", "1", "--output_dir", tmp_path]
+    cache_tokens([*flags, "--tokenizer_name_or_path", tokenizer_folder])
+    with pytest.raises(SystemExit, match=r"train holds tokens of another tokenizer"):
+        cache_tokens([*flags, "--tokenizer_name_or_path", mage_folder, "--train_split", "test"])
+    assert CacheMetadata.load(tmp_path / "train").tokenizer == fingerprint(load_tokenizer(tmp_path / "tokenizer"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
     train_mage: Script, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     forward, passes = MageForPreTraining.forward, []
@@ -131,11 +156,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
     monkeypatch.setattr(MageForPreTraining, "forward", poisoned)
     flags = [*flags, "--checkpointing_steps", "3", "--max_train_steps", "9", "--output_dir", tmp_path]
-    with pytest.raises(SystemExit, match="no finite number in update 6"):
+    with pytest.raises(SystemExit, match="not finite in update 6"):
         train_mage(flags)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     (dump,) = tmp_path.glob("nonfinite-loss-step-6-*.pt")
-    assert torch.load(dump)["batch"]["images"].shape == (8, 1, 8, 8)
+    assert torch.load(dump)["batch"]["pixels"].shape == (8, 1, 8, 8)
 
 
 def test_other_settings_are_named_on_resuming(
@@ -155,9 +180,9 @@ def test_other_settings_are_named_on_resuming(
         (["--train_split", "nosuch"], "it has the splits"),
         (["--tokenizer_name_or_path", "/nowhere"], "There is no tokenizer in /nowhere"),
         (["--model.hidden_size", "17"], "makes no model"),
-        (["--total_batch_size", "9"], "is no multiple of the 8 images"),
+        (["--total_batch_size", "9"], "is not a multiple of the 8 images"),
         (["--streaming", "--num_train_epochs", "1"], "say `--num_train_samples N`"),
-        (["--token_cache", "/nowhere"], "is no split of a token cache"),
+        (["--token_cache", "/nowhere"], "is not a split of a token cache"),
     ],
 )
 def test_mistakes_end_with_a_message(train_mage: Script, flags: list[str], extra: list[str], message: str):

@@ -5,6 +5,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from transformers_mage import MageForMaskedImageModeling
+from transformers_mage.data.batches import DataError
+from transformers_mage.files import FolderError
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 
 
@@ -32,12 +34,12 @@ def test_classes_that_are_numbers():
         (labelled(Value("int64"), [-1, 3]), "label", "from 0 on, got -1"),
     ],
 )
-def test_what_is_no_class_is_refused(dataset: Dataset, column: str | None, message: str):
-    with pytest.raises(SystemExit, match=message):
+def test_labels_that_are_not_classes_are_refused(dataset: Dataset, column: str | None, message: str):
+    with pytest.raises(DataError, match=message):
         class_settings(dataset, column)
 
 
-def test_an_unconditional_model_is_gone_on_from(small_model: MageForMaskedImageModeling, tmp_path):
+def test_training_continues_from_an_unconditional_model(small_model: MageForMaskedImageModeling, tmp_path):
     small_model.save_pretrained(tmp_path)
     model = load_for_training(str(tmp_path), {"num_classes": 3, "id2label": {0: "a", 1: "b", 2: "c"}})
     assert model.mage.vqvae is None
@@ -48,6 +50,17 @@ def test_an_unconditional_model_is_gone_on_from(small_model: MageForMaskedImageM
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
+@torch.no_grad()
+def test_a_larger_grid_starts_from_interpolated_positions(small_model: MageForMaskedImageModeling, tmp_path):
+    """The same as interpolating in each forward pass; all other weights are the trained ones."""
+    small_model.save_pretrained(tmp_path)
+    model = load_for_training(str(tmp_path), {"image_size": 64}).eval()
+    assert model.config.grid_size == (16, 16)
+    tokens = torch.randint(16, (2, 256))
+    expected = small_model(input_ids=tokens.view(2, 16, 16), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+
+
 def test_without_names_there_are_as_many_labels_as_classes(small_model: MageForMaskedImageModeling, tmp_path):
     small_model.save_pretrained(tmp_path)
     assert load_for_training(str(tmp_path), {"num_classes": 5}).config.num_labels == 5
@@ -55,11 +68,11 @@ def test_without_names_there_are_as_many_labels_as_classes(small_model: MageForM
 
 def test_another_model_is_refused(small_model: MageForMaskedImageModeling, tmp_path):
     small_model.save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match="cannot be"):
+    with pytest.raises(FolderError, match="cannot be"):
         load_for_training(str(tmp_path), {"hidden_size": 64})
-    with pytest.raises(SystemExit, match="is another model than `model` says"):
+    with pytest.raises(FolderError, match=r"cannot be trained further: .* lacks \d+ of the weights"):
         load_for_training(str(tmp_path), {"num_hidden_layers": 3})
-    with pytest.raises(SystemExit, match="/no/such/folder cannot be gone on from"):
+    with pytest.raises(FolderError, match="/no/such/folder cannot be trained further"):
         load_for_training("/no/such/folder", {})
 
 

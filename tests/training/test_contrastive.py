@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.training.contrastive import ProjectionHead, contrast_passes, info_nce
+from transformers_mage.training.contrastive import ProjectionHead, contrast_micro_batches, info_nce
 from transformers_mage.training.pretraining import MageForPreTraining
 
 
@@ -42,7 +42,7 @@ def test_a_pass_repeats_its_dropout():
     kwargs = {"input_ids": torch.randint(32, (8, 16)), "masks": sample_masks(config, 8)}
     kwargs["class_labels"] = torch.randint(3, (8,))
 
-    (alone,) = contrast_passes(model, [kwargs])
+    (alone,) = contrast_micro_batches(model, [kwargs])
     state = torch.get_rng_state()
     loss, metrics = model(**alone)
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)

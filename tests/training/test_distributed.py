@@ -1,4 +1,4 @@
-"""The same images give the same gradients, however they are spread over processes and passes."""
+"""The same images give the same gradients, however they are spread over processes and micro-batches."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MageMasks, sample_masks
-from transformers_mage.training.contrastive import contrast_passes
+from transformers_mage.training.contrastive import contrast_micro_batches
 from transformers_mage.training.pretraining import MageForPreTraining
+
+pytestmark = pytest.mark.slow
 
 IMAGES = 16
 
@@ -36,8 +38,8 @@ def gradients(
     file: Path, contrastive_weight: float, accumulation: int = 1, shards: bool = False, together: bool = True
 ):
     """
-    Saves the gradients of one update over the same images: those of all processes and passes together, or of passes
-    that know nothing of each other.
+    Saves the gradients of one update over the same images: those of all processes and micro-batches together, or of
+    some that know nothing of each other.
     """
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -51,12 +53,12 @@ def gradients(
     input_ids = torch.randint(config.codebook_size, (views * IMAGES, config.sequence_length), generator=generator)
     masks = sample_masks(config, len(input_ids), generator=generator)
     images = torch.arange(IMAGES).chunk(accelerator.num_processes * accumulation)
-    passes = []
+    micro_batches = []
     for number in range(accumulation):
         mine = images[number * accelerator.num_processes + accelerator.process_index]
         rows = torch.cat([mine + IMAGES * view for view in range(views)])
-        passes.append({"input_ids": input_ids[rows], "masks": part_of(masks, rows)})
-    for kwargs in contrast_passes(model, passes) if contrastive_weight and together else passes:
+        micro_batches.append({"input_ids": input_ids[rows], "masks": part_of(masks, rows)})
+    for kwargs in contrast_micro_batches(model, micro_batches) if contrastive_weight and together else micro_batches:
         with accelerator.accumulate(model):
             loss, _ = model(**kwargs)
             accelerator.backward(loss)
@@ -111,7 +113,7 @@ def test_two_processes_equal_one(tmp_path: Path, contrastive_weight: float, shar
 
 @pytest.mark.usefixtures("clean_environment")
 @pytest.mark.parametrize("contrastive_weight", [0.0, 0.1], ids=["mage", "mage-c"])
-def test_two_passes_equal_one(tmp_path: Path, contrastive_weight: float):
+def test_two_micro_batches_equal_one(tmp_path: Path, contrastive_weight: float):
     gradients(tmp_path / "one", contrastive_weight, together=False)
     gradients(tmp_path / "two", contrastive_weight, accumulation=2)
     assert_same(tmp_path / "one", tmp_path / "two")
@@ -119,7 +121,7 @@ def test_two_passes_equal_one(tmp_path: Path, contrastive_weight: float):
 
 @pytest.mark.usefixtures("clean_environment")
 @pytest.mark.parametrize("shards", [False, True], ids=["ddp", "fsdp2"])
-def test_two_contrastive_passes_of_two_processes_equal_one(tmp_path: Path, shards: bool):
+def test_two_contrastive_micro_batches_of_two_processes_equal_one(tmp_path: Path, shards: bool):
     gradients(tmp_path / "one", 0.1, together=False)
     debug_launcher(gradients, (tmp_path / "four", 0.1, 2, shards), num_processes=2)
     assert torch.load(tmp_path / "four")["topology"] == {"num_processes": 2, "is_sharded": shards}
@@ -127,8 +129,8 @@ def test_two_contrastive_passes_of_two_processes_equal_one(tmp_path: Path, shard
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_the_contrastive_loss_sees_the_images_of_all_processes_and_passes(tmp_path: Path):
-    """Were the negatives only those of the own pass, the gradients would be those of two halves."""
+def test_the_contrastive_loss_sees_the_images_of_all_processes_and_micro_batches(tmp_path: Path):
+    """Were the negatives only those of the own micro-batch, the gradients would be those of two halves."""
     gradients(tmp_path / "one", 0.1, together=False)
     gradients(tmp_path / "halves", 0.1, accumulation=2, together=False)
     with pytest.raises(AssertionError):

@@ -39,6 +39,6 @@ def test_warm_up_then_cosine_by_update(model: nn.Module):
 
 
 def test_a_stream_of_unknown_length_needs_to_be_told():
-    with pytest.raises(SystemExit, match="--num_train_samples"):
+    with pytest.raises(ValueError, match="--num_train_samples"):
         num_updates(TrainingArguments(), None, 8)
     assert num_updates(TrainingArguments(num_train_samples=40), None, 8) == 5

@@ -1,1 +1,17 @@
-"""What `scripts/benchmark.py` measures, and with what."""
+"""
+What `scripts/benchmark.py` measures and counts: the things that people do with MAGE as calls, timed in turns with a
+plain way of doing them. For that script and for whoever changes what it measures; it may use every other room.
+"""
+
+from ..lazy import lazy_front
+
+__getattr__, __all__ = lazy_front(
+    __name__,
+    {
+        "counting": ["CountedWork", "count_all", "count_flops", "meta_model"],
+        "measuring": ["Measurement", "interleave", "measure_peak_memory", "measure_product_rate", "profile_table"],
+        "models": ["SIZES", "build_model", "plain_copy"],
+        "reporting": ["as_json", "describe_machine", "markdown_table", "ratio_table"],
+        "workloads": ["ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
+    },
+)

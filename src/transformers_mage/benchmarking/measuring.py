@@ -120,14 +120,3 @@ def profile_table(run: Callable[[], object], device: torch.device, rows: int = 1
     slowest = sorted(times.items(), key=lambda item: -item[1][0])[:rows]
     lines = [f"| `{key}` | {count} | {spent / 1e3:.1f} | {spent / total:.1%} |" for key, (spent, count) in slowest]
     return "\n".join(["| operation | calls | ms | share |", "| --- | ---: | ---: | ---: |", *lines])
-
-
-__all__ = [
-    "Measurement",
-    "interleave",
-    "measure_peak_memory",
-    "measure_product_rate",
-    "profile_table",
-    "synchronize",
-    "time_call",
-]

@@ -93,13 +93,15 @@ class PlainHead(MageHead):
 
 class PlainMage(MageForMaskedImageModeling):
     """
-    MAGE as it is written down, to compare with: attention step by step, logits of the whole vocabulary at all
+    MAGE as the paper writes it down, to compare with: attention step by step, logits of the whole vocabulary at all
     positions, and a stock tokenizer that executes its layers that do nothing.
     """
 
     def __init__(self, config: MageConfig):
         super().__init__(config)
         self.head = PlainHead(config)
+        # The model's own skips layers.
+        self.mage.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False)
 
     def forward(self, *args: Any, max_masked: int | None = None, **kwargs: Any) -> MageMaskedImageModelingOutput:
         return super().forward(*args, **kwargs)
@@ -133,6 +135,3 @@ def make_noop_layers(vqvae: VQModel):
         if isinstance(module, Downsample2D):
             module.conv.weight.copy_(average_pool_kernel(module.channels))
             nn.init.zeros_(module.conv.bias)
-
-
-__all__ = ["SIZES", "PlainMage", "build_model", "make_noop_layers", "plain_copy"]

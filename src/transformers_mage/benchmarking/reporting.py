@@ -102,6 +102,3 @@ def as_json(measurements: Sequence[Measurement], machine: dict[str, Any], argume
     derived = ("median", "images_per_second", "achieved_flops", "share")
     results = [asdict(m) | {name: getattr(m, name) for name in derived} for m in measurements]
     return {"machine": machine, "arguments": arguments, "results": results}
-
-
-__all__ = ["as_json", "describe_machine", "markdown_table", "ratio_table", "ratios"]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import VQModel
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
@@ -21,8 +21,11 @@ from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .models import PlainMage
 
+# What loads data needs the extra `training`, and is imported where it is used: the model's own work does without.
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from ..data.indexed import BatchedDataset
 
 Run = Callable[[], object]
 
@@ -38,7 +41,7 @@ class Setting:
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
         is_compiled (`bool`): whether the pipeline compiles its steps.
-        num_workers (`int`): processes that load, beside this one; 0 loads in this one.
+        num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
     """
 
@@ -68,7 +71,7 @@ class Setting:
 
     def pixels(self) -> torch.FloatTensor:
         config = self.model.config
-        height, width = (config.patch_size * side for side in config.grid_size)
+        height, width = config.image_height_width
         images = [pink_noise(height, width, seed) for seed in range(self.batch_size)]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(self.device)
 
@@ -124,20 +127,23 @@ def extract(setting: Setting) -> Run:
     """Features of a dataset in memory, decoded, computed and written as scripts/extract_features.py does."""
     from accelerate import Accelerator
 
+    from ..data.batches import Loading
     from ..data.labelled_images import EvaluationImages
-    from ..representation.features import FeatureExtractor, FeatureStore, extract_features
+    from ..data.loading import Columns
+    from ..representation import FeatureExtractor, FeatureStore, extract_features
 
     encoder = _for_inference(setting).mage
     if setting.is_compiled:
         encoder.compile()
-    pixels = setting.pixels()
-    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), "image", None, tuple(pixels.shape[1:]))
+    shape = (setting.model.config.num_channels, *setting.model.config.image_height_width)
+    images = EvaluationImages(_jpeg_dataset(setting, setting.batch_size), Columns(label=None), shape)
+    loading = Loading(setting.batch_size, num_workers=setting.num_workers, timeout=600)
     extractor, accelerator = FeatureExtractor(encoder), Accelerator(cpu=setting.device.type == "cpu")
 
     def run():
         with tempfile.TemporaryDirectory() as folder:
             store = FeatureStore(Path(folder), "train", len(images), {})
-            extract_features(extractor, images, store, accelerator, setting.batch_size, setting.num_workers)
+            extract_features(extractor, images, store, accelerator, loading)
 
     return run
 
@@ -151,9 +157,8 @@ def generate(setting: Setting) -> Run:
     pipe.set_progress_bar_config(disable=True)
     if setting.is_compiled:
         pipe.compile()
-    kwargs = {"num_inference_steps": setting.num_inference_steps, "output_type": "pt"}
 
-    return lambda: pipe(setting.batch_size, **kwargs).images
+    return lambda: pipe(setting.batch_size, num_inference_steps=setting.num_inference_steps, output_type="pt")
 
 
 def _for_inference(setting: Setting) -> MageForMaskedImageModeling:
@@ -165,7 +170,7 @@ def _for_inference(setting: Setting) -> MageForMaskedImageModeling:
 
 @torch.no_grad()
 def _generate_plainly(setting: Setting, temperature: float = 6.0) -> torch.Tensor:
-    """Iterative decoding as it is written down, with a look at the tokens from the host in each step."""
+    """Iterative decoding as the paper writes it down, with a look at the tokens from the host in each step."""
     model, steps = setting.model, setting.num_inference_steps
     length, mask_id = model.config.sequence_length, model.config.mask_token_id
     tokens = torch.full((setting.batch_size, length), mask_id, device=setting.device)
@@ -200,8 +205,9 @@ def decode(setting: Setting) -> Run:
     return run
 
 
-def _tokenizer(setting: Setting) -> torch.nn.Module:
+def _tokenizer(setting: Setting) -> VQModel:
     vqvae = setting.model.mage.vqvae
+    assert vqvae is not None
     if setting.is_compiled:
         vqvae.encoder.compile()
         vqvae.decoder.compile()
@@ -223,15 +229,16 @@ def load_jpegs(setting: Setting) -> Run:
     """Random views of JPEG files, as training loads them. The plain path decodes them whole."""
     from ..data.images import open_image
     from ..data.indexed import EncodedImages
+    from ..data.loading import Columns
     from ..data.views import ImageViews
 
-    config, dataset = setting.model.config, _jpeg_dataset(setting, 1024)
-    views = ImageViews([config.patch_size * side for side in config.grid_size])
-    if isinstance(setting.model, PlainMage):
-        return _load(
-            setting, EncodedImages(dataset, lambda image, seed: views(open_image(image, 3), seed), "image", None, 0)
-        )
-    return _load(setting, EncodedImages(dataset, views, "image", None, 0))
+    class WholeImageViews(ImageViews):
+        def __call__(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
+            return super().__call__(open_image(image, self.channels), seed)
+
+    make_views = WholeImageViews if isinstance(setting.model, PlainMage) else ImageViews
+    views = make_views(setting.model.config.image_height_width)
+    return _load(setting, EncodedImages(_jpeg_dataset(setting, 1024), views, Columns(label=None), seed=0))
 
 
 def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
@@ -248,16 +255,14 @@ def _jpeg_dataset(setting: Setting, length: int) -> "Dataset":
     return Dataset.from_dict({"image": [files[i % len(files)] for i in range(length)]}, features=columns)
 
 
-def _load(setting: Setting, dataset: torch.utils.data.Dataset) -> Run:
+def _load(setting: Setting, dataset: "BatchedDataset") -> Run:
     """The batch in equal parts, one of each worker, so that none can have worked ahead."""
+    from ..data.batches import Loading
     from ..data.indexed import IndexedSource
-    from ..training.arguments import TrainingArguments
 
     parts = max(setting.num_workers, 1)
-    arguments = TrainingArguments(
-        train_batch_size=setting.batch_size // parts, dataloader_num_workers=setting.num_workers
-    )
-    batches = IndexedSource(dataset, arguments).batches(samples_seen=0)
+    loading = Loading(setting.batch_size // parts, num_workers=setting.num_workers, timeout=600)
+    batches = IndexedSource(dataset, loading).batches(samples_seen=0)
     return lambda: [next(batches) for _ in range(parts)]
 
 
@@ -286,23 +291,3 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
 WITHOUT_PLAIN_PATH = ("load-tokens",)
-
-
-def count_flops(workload: str, model: MageForMaskedImageModeling, num_inference_steps: int = 20) -> float:
-    """
-    Floating point operations an image of a workload, two for each product of a matrix product, without doing them.
-
-    Args:
-        model ([`MageForMaskedImageModeling`]): on the meta device, with eager attention, since fused kernels are not
-            counted everywhere.
-    """
-    # Reading and writing is no work of the model.
-    run = WORKLOADS["features" if workload == "extract" else workload](
-        Setting(model, batch_size=1, num_inference_steps=num_inference_steps)
-    )
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-__all__ = ["ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting", "count_flops", "pink_noise"]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mage import MageConfig
+from ..hub.model_card import CITATION, PAPER
 from .reading import OriginalCheckpoint
 
-PAPER = "https://arxiv.org/abs/2211.09117"
 ORIGINAL = "https://github.com/LTH14/mage"
+MASKGIT_PAPER = "https://arxiv.org/abs/2202.04200"
+MASKGIT = "https://github.com/google-research/maskgit"
 _PIPELINE_TAGS = {
     "pretraining": "unconditional-image-generation",
     "classifier": "image-classification",
@@ -22,17 +24,10 @@ _TITLES = {
     "probe": "{family} {size}, linear probe",
     "tokenizer": "Image tokenizer of MAGE",
 }
-_CITATION = """@inproceedings{li2023mage,
-  title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
-  author    = {Li, Tianhong and Chang, Huiwen and Mishra, Shlok Kumar and Zhang, Han and Katabi, Dina and
-               Krishnan, Dilip},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2023}
-}"""
 
 
 @dataclass(frozen=True)
-class PublishedFigures:
+class PublishedResults:
     """What the paper reports on ImageNet-1k at 256 x 256; accuracies are top-1 in per cent."""
 
     fid: float
@@ -42,9 +37,9 @@ class PublishedFigures:
     fine_tuned: float
 
 
-_FIGURES = {
-    "ViT-B": PublishedFigures(11.1, 81.2, probe=74.7, contrastive_probe=78.2, fine_tuned=82.5),
-    "ViT-L": PublishedFigures(9.10, 105.1, probe=78.9, contrastive_probe=80.9, fine_tuned=83.9),
+_PUBLISHED_RESULTS = {
+    "ViT-B": PublishedResults(11.1, 81.2, probe=74.7, contrastive_probe=78.2, fine_tuned=82.5),
+    "ViT-L": PublishedResults(9.10, 105.1, probe=78.9, contrastive_probe=80.9, fine_tuned=83.9),
 }
 _GENERATION_NOTES = {
     "ViT-B": " FID and Inception Score are over 50,000 samples of 20 steps at temperature 6.0.",
@@ -58,7 +53,7 @@ _PUBLISHED_SIZES = {(12, 768, 1024, 256): "ViT-B", (24, 1024, 1024, 256): "ViT-L
 
 def published_size(config: MageConfig) -> str | None:
     """`"ViT-B"` or `"ViT-L"`, where a model has the depth, width, codebook and image size of that published one."""
-    sizes = (config.num_hidden_layers, config.hidden_size, config.codebook_size, config.image_size)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.codebook_size, max(config.image_height_width))
     return _PUBLISHED_SIZES.get(sizes)
 
 
@@ -70,6 +65,8 @@ def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
 def title(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
     """What a checkpoint is, in a line; a tokenizer has no `config`."""
     size = published_size(config) if config else None
+    if checkpoint.is_maskgit:
+        return "Image tokenizer of MaskGIT"
     family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
     return _TITLES[checkpoint.kind].format(family=family, size=size or "of another size")
 
@@ -85,7 +82,7 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
     """
     size = published_size(config) if config else None
     data = ModelCardData(
-        license="mit",
+        license="apache-2.0" if checkpoint.is_maskgit else "mit",
         library_name="diffusers" if checkpoint.kind in ("pretraining", "tokenizer") else "transformers",
         pipeline_tag=_PIPELINE_TAGS[checkpoint.kind],
         datasets=["ILSVRC/imagenet-1k"] if size else None,
@@ -95,9 +92,9 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
         f"# {title(checkpoint, config)}",
         _description(checkpoint, config),
         f"## Use\n\n```python\n{usage}\n```",
-        _figures(checkpoint, size),
+        _results(checkpoint, size),
         _provenance(checkpoint),
-        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
@@ -105,8 +102,9 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
 
 def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
     if config is None:
+        model = f"[MaskGIT]({MASKGIT_PAPER})" if checkpoint.is_maskgit else f"[MAGE]({PAPER})"
         return (
-            f"The VQGAN whose codes [MAGE]({PAPER}) models, as a stock `VQModel` of diffusers. It turns RGB images in "
+            f"The VQGAN whose codes {model} models, as a stock `VQModel` of diffusers. It turns RGB images in "
             "[0, 1] into a grid of codes and back."
         )
     does = {
@@ -125,7 +123,7 @@ def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> s
     )
 
 
-def _figures(checkpoint: OriginalCheckpoint, size: str | None) -> str:
+def _results(checkpoint: OriginalCheckpoint, size: str | None) -> str:
     if size is None:
         return ""
     rows, notes = _published_rows(checkpoint.kind, size, is_contrastive(checkpoint))
@@ -134,30 +132,31 @@ def _figures(checkpoint: OriginalCheckpoint, size: str | None) -> str:
     family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
-        f"## Published figures\n\nWhat the paper reports for its {family} {size} after 1600 epochs on ImageNet-1k at "
+        f"## Published results\n\nWhat the paper reports for its {family} {size} after 1600 epochs on ImageNet-1k at "
         f"256 x 256; they were not measured again on these weights.{notes}\n\n| | {size} |\n| --- | --- |\n{table}"
     )
 
 
 def _published_rows(kind: str, size: str, contrastive: bool) -> tuple[list[tuple[str, float]], str]:
     """Rows of the table, and what has to be said of them."""
-    figures = _FIGURES[size]
-    probe = ("linear probe, top-1 (%)", figures.contrastive_probe if contrastive else figures.probe)
-    fine_tuned = ("fine-tuned, top-1 (%)", figures.fine_tuned)
+    published = _PUBLISHED_RESULTS[size]
+    probe = ("linear probe, top-1 (%)", published.contrastive_probe if contrastive else published.probe)
+    fine_tuned = ("fine-tuned, top-1 (%)", published.fine_tuned)
     if kind == "probe":
         return [probe], ""
     if kind == "classifier":
         return ([] if contrastive else [fine_tuned]), ""
     if contrastive:
         return [probe], ""
-    generation = [("FID, unconditional", figures.fid), ("Inception Score", figures.inception_score)]
+    generation = [("FID, unconditional", published.fid), ("Inception Score", published.inception_score)]
     return [*generation, probe, fine_tuned], _GENERATION_NOTES[size]
 
 
 def _provenance(checkpoint: OriginalCheckpoint) -> str:
+    original, licence = (MASKGIT, "Apache-2.0") if checkpoint.is_maskgit else (ORIGINAL, "MIT")
     epoch = f" It was saved after epoch {checkpoint.epoch + 1}." if checkpoint.epoch is not None else ""
     return (
         f"## Where it comes from\n\nConverted from `{checkpoint.path.name}` by "
         f"`python -m transformers_mage.convert_original_checkpoint`, which compared a forward pass before and after."
-        f"{epoch} The original implementation and its weights are at {ORIGINAL}, under the MIT licence."
+        f"{epoch} The original implementation and its weights are at {original}, under the {licence} licence."
     )

@@ -1,16 +1,14 @@
 """Makes models of original checkpoints, writes them as folders and holds what was written against what was meant."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
 from transformers import CLIPImageProcessorPil
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_mage import MageConfig
+from ..data.images import evaluation_processor
 from ..modeling_mage import MageForImageClassification, MageForMaskedImageModeling, MagePreTrainedModel
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
@@ -18,8 +16,6 @@ from ..vq_shortcuts import skip_noop_layers
 from .names import convert_model, convert_tokenizer
 from .reading import CheckpointError, OriginalCheckpoint
 
-# The evaluation crop: the shorter side is resized to 292 for images of 256.
-RESIZE = 292 / 256
 PAPER_STEPS, PAPER_TEMPERATURE = 20, 6.0
 # The same weights compute the same up to the order in which sums are taken.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -52,21 +48,10 @@ def tokenizer_of(model: MagePreTrainedModel | VQModel) -> VQModel | None:
 
 def image_processor(config: MageConfig, kind: str) -> CLIPImageProcessorPil:
     """
-    The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did. What is
-    saved is the same for both backends; `AutoImageProcessor` takes torchvision's where there is one.
+    The paper's evaluation crop. Fine-tuning normalised the pixels that enter the tokenizer, nothing else did.
     """
-    size = config.image_size
-    channels = config.vq_config["in_channels"] if config.vq_config else 3
-    normalises = kind == "classifier" and channels == 3
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": round(RESIZE * size)},
-        crop_size={"height": size, "width": size},
-        resample=3,
-        do_normalize=normalises,
-        image_mean=list(IMAGENET_DEFAULT_MEAN) if normalises else [0.0] * channels,
-        image_std=list(IMAGENET_DEFAULT_STD) if normalises else [1.0] * channels,
-        do_convert_rgb=channels == 3,
-    )
+    channels = config.num_channels
+    return evaluation_processor(config.image_height_width, channels, normalize=kind == "classifier" and channels == 3)
 
 
 def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):
@@ -85,8 +70,8 @@ def write_model(model: MagePreTrainedModel | VQModel, kind: str, folder: Path):
     processor.save_pretrained(folder)
 
 
-def read_model(folder: Path, model_class: type) -> MagePreTrainedModel | VQModel:
-    """The model in a folder, as a user would load it."""
+def read_model(folder: Path, model_class: Any) -> MagePreTrainedModel | VQModel:
+    """The model of a class that has `from_pretrained`, as a user would load it."""
     model = model_class.from_pretrained(folder)
     if isinstance(model, VQModel):
         skip_noop_layers(model.requires_grad_(False))
@@ -105,7 +90,8 @@ def forward_pass(model: MagePreTrainedModel | VQModel) -> dict[str, torch.Tensor
     if isinstance(model, MageForImageClassification):
         return outputs | {"logits": model(input_ids=tokens).logits}
     tokens[:, ::2] = config.mask_token_id
-    return outputs | {"features": model.mage(input_ids=tokens).pooler_output, "logits": model(input_ids=tokens).logits}
+    features = model.base_model(input_ids=tokens).pooler_output
+    return outputs | {"features": features, "logits": model(input_ids=tokens).logits}
 
 
 def compare_passes(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
@@ -128,31 +114,8 @@ def compare_passes(before: dict[str, torch.Tensor], after: dict[str, torch.Tenso
     return worst
 
 
-@contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """
-    A path beside `out` to write to, which becomes `out` when all went well and disappears when not: what is at `out`
-    is always whole.
-
-    Raises:
-        CheckpointError: where something is at `out` already, or nothing can be written there.
-    """
-    check_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to {out}: {error.strerror}.") from error
-    with aside as folder:
-        path = Path(folder) / out.name
-        yield path
-        if out.is_dir():
-            out.rmdir()
-        path.rename(out)
-
-
 def check_free(out: Path):
-    """Refuses to overwrite."""
+    """Refuses to overwrite; the place may be an empty folder."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists already. Choose another place, or remove it first.")
 

@@ -181,6 +181,26 @@ def convert_tokenizer(original: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return converted
 
 
+def has_maskgit_names(names: Iterable[str]) -> bool:
+    """Whether a tokenizer's names are those that open-muse and TiTok give MaskGIT's."""
+    return any(re.match(r"(encoder|decoder)\.mid\.\d+\.|decoder\.up\.\d+\.upsample_conv\.", name) for name in names)
+
+
+def rename_maskgit(original: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    The weights of MaskGIT's tokenizer under the names of MAGE's, whose architecture is the same.
+
+    Args:
+        original (`Mapping[str, torch.Tensor]`): in the naming of open-muse and TiTok.
+    """
+    return {_without_maskgit_names(name): weight for name, weight in original.items()}
+
+
+def _without_maskgit_names(name: str) -> str:
+    name = re.sub(r"\.mid\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", name)
+    return name.replace(".upsample_conv.", ".upsample.conv.")
+
+
 def restore_tokenizer(converted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     A `state_dict` for the original tokenizer that computes what a converted one does. Shortcuts stay folded into the

@@ -7,8 +7,9 @@ import torch
 from diffusers import VQModel
 from transformers import AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
+from ..files import written_aside
 from ..modeling_mage import MageForMaskedImageModeling, MagePreTrainedModel
-from .folder import check_free, read_model, tokenizer_of, written_aside
+from .folder import check_free, read_model, tokenizer_of
 from .names import (
     TOKENIZER_PREFIX,
     convert_tokenizer,
@@ -73,7 +74,7 @@ def _auto_class(folder: Path) -> type:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no folder of a converted model: config.json cannot be read.") from error
+        raise CheckpointError(f"{folder} is not a converted model: its config.json cannot be read.") from error
     name = config.get("_class_name") or (config.get("architectures") or ["nothing"])[0]
     if name not in _AUTO_CLASSES:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import torch
 
-from .names import TOKENIZER_PREFIX, is_unused
+from .names import TOKENIZER_PREFIX, has_maskgit_names, is_unused, rename_maskgit
 
 # What a pre-training run of MAGE-C may call its contrastive head; no published file tells.
 _PROJECTION_HEAD = re.compile(r"(proj|contrast|predictor|mlp_head|head)\w*\.")
@@ -52,6 +52,7 @@ class OriginalCheckpoint:
         unused (`list[str]`): names of parameters that the original never reads.
         training_state (`list[str]`): what else the file holds: optimizer, scaler, arguments.
         epoch (`int`, *optional*): the last epoch trained, from 0.
+        is_maskgit (`bool`): whether it is MaskGIT's tokenizer, in the naming of open-muse and TiTok.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class OriginalCheckpoint:
     unused: list[str] = field(default_factory=list)
     training_state: list[str] = field(default_factory=list)
     epoch: int | None = None
+    is_maskgit: bool = False
 
     def release(self):
         """Lets go of the weights, and with them of the mapped file."""
@@ -87,6 +89,9 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     checkpoint = OriginalCheckpoint(path, kind, {}, training_state=training_state, epoch=_epoch_of(others))
     if kind == "tokenizer":
         checkpoint.tokenizer = {name.removeprefix(TOKENIZER_PREFIX): weight for name, weight in weights.items()}
+        checkpoint.is_maskgit = has_maskgit_names(checkpoint.tokenizer)
+        if checkpoint.is_maskgit:
+            checkpoint.tokenizer = rename_maskgit(checkpoint.tokenizer)
         return checkpoint
     for name, weight in weights.items():
         if name.startswith(TOKENIZER_PREFIX):
@@ -109,10 +114,10 @@ def add_tokenizer(checkpoint: OriginalCheckpoint, tokenizer: OriginalCheckpoint)
         CheckpointError: where there is one already that is not the same, or the files are of other kinds.
     """
     if tokenizer.kind != "tokenizer":
-        raise CheckpointError(f"{tokenizer.path} is no tokenizer's own file but a {tokenizer.kind} checkpoint.")
+        raise CheckpointError(f"{tokenizer.path} is not a tokenizer's own file but a {tokenizer.kind} checkpoint.")
     if checkpoint.kind == "tokenizer":
         raise CheckpointError(f"{checkpoint.path} is a tokenizer itself. Leave `--tokenizer` out.")
-    inside, given = checkpoint.tokenizer, tokenizer.tokenizer
+    inside, given = checkpoint.tokenizer, tokenizer.tokenizer or {}
     if inside is None:
         checkpoint.tokenizer = given
         return
@@ -141,11 +146,11 @@ def _load_pickle(path: Path) -> object:
         if not wanted:
             reason = re.search(r"Unpickler error: (.*)", str(error))
             raise CheckpointError(
-                f"{path} is damaged, or no checkpoint: it was refused for {reason[1] if reason else error}."
+                f"{path} is damaged, or not a checkpoint: it was refused for {reason[1] if reason else error}."
             ) from error
         raise CheckpointError(
             f"{path} asks for more than tensors: {', '.join(wanted)}. It was refused, and nothing of it was run. The "
-            "published checkpoints ask for no such thing; get the file from where its authors put it."
+            "published checkpoints do not ask for such things; get the file from where its authors put it."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise CheckpointError(
@@ -188,12 +193,12 @@ def _what_is(head: bytes, path: Path) -> str | None:
     if re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]", head):
         return "a Flax checkpoint (msgpack), as MaskGIT's are. Only MAGE's own PyTorch checkpoints can be converted."
     if head[0] != 0x80:
-        return f"no checkpoint of PyTorch: it starts with {head[:16]!r}."
+        return f"not a checkpoint of PyTorch: it starts with {head[:16]!r}."
     return None
 
 
 def _unsafe_globals(path: Path) -> list[str]:
-    """Names of what a pickle would import, beside what weights need, found without unpickling it."""
+    """Names of what a pickle would import that weights do not need, found without unpickling it."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             pickles = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -211,17 +216,17 @@ def _imports(file: BinaryIO) -> Iterator[str]:
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
-                yield argument.replace(" ", ".")
+                yield str(argument).replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL":
                 yield ".".join(strings[-2:])
             elif opcode.name == "MEMOIZE":
                 memo.append(strings[-1])
-            elif opcode.name.endswith("BINGET") and argument < len(memo):
+            elif opcode.name.endswith("BINGET") and isinstance(argument, int) and argument < len(memo):
                 strings.append(memo[argument])
             elif isinstance(argument, str):
                 strings.append(argument)
     except ValueError:
-        return  # no pickle, or a truncated one
+        return  # not a pickle, or a truncated one
 
 
 def _first_line(error: Exception) -> str:
@@ -239,7 +244,7 @@ def _find_weights(payload: object, path: Path) -> tuple[dict[str, torch.Tensor],
             break
     strangers = [str(name) for name, value in weights.items() if not _is_named_tensor(name, value)]
     if strangers or not weights:
-        held = f"{_some(strangers)}, which are no named tensors" if strangers else "nothing"
+        held = f"{_some(strangers)}, which are not named tensors" if strangers else "nothing"
         raise CheckpointError(
             f"{path} holds {held}. Weights are expected under `model` or `state_dict`, or at the top of the file."
         )
@@ -273,7 +278,7 @@ def _kind_of(weights: Mapping[str, torch.Tensor], path: Path) -> str:
             f"{path} holds MAGE's encoder but neither a decoder (`mlm_layer.*`) nor a classifier (`head.*`): "
             f"{_some(names)}."
         )
-    raise CheckpointError(f"{path} is no checkpoint of MAGE: it holds {_some(names)}.")
+    raise CheckpointError(f"{path} is not a checkpoint of MAGE: it holds {_some(names)}.")
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:

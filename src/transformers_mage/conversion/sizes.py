@@ -1,6 +1,7 @@
 """Reads an original model's sizes off its shapes, and holds every name and shape against them."""
 
 import math
+from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -46,13 +47,13 @@ def read_config(
         return MageConfig(**sizes)
     except (StrictDataclassError, ValueError) as error:
         reason = str(error.__cause__ or error)
-        raise CheckpointError(f"The sizes in {checkpoint.path} make no model: {reason}") from error
+        raise CheckpointError(f"The sizes in {checkpoint.path} do not make a model: {reason}") from error
 
 
 def read_tokenizer_config(checkpoint: OriginalCheckpoint) -> dict:
     """The configuration of the `VQModel` that the tokenizer in `checkpoint` becomes; see [`read_config`]."""
     try:
-        config = tokenizer_config(checkpoint.tokenizer)
+        config = tokenizer_config(checkpoint.tokenizer or {})
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"The tokenizer in {checkpoint.path} is not MAGE's: {error} is missing or of a wrong shape."
@@ -60,16 +61,16 @@ def read_tokenizer_config(checkpoint: OriginalCheckpoint) -> dict:
     groups = config["norm_num_groups"]
     if not config["block_out_channels"] or any(width % groups for width in config["block_out_channels"]):
         raise CheckpointError(
-            f"The tokenizer in {checkpoint.path} is not MAGE's: its widths {config['block_out_channels']} are no "
+            f"The tokenizer in {checkpoint.path} is not MAGE's: its widths {config['block_out_channels']} are not "
             f"multiples of {groups}."
         )
     return config
 
 
-def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict) -> MagePreTrainedModel | VQModel:
+def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict[str, Any]) -> MagePreTrainedModel | VQModel:
     """The model that `checkpoint` becomes, without memory for its weights."""
     with torch.device("meta"):
-        if checkpoint.kind == "tokenizer":
+        if not isinstance(config, MageConfig):
             return VQModel.from_config(config)
         if checkpoint.kind == "pretraining":
             return MageForMaskedImageModeling(config)
@@ -123,7 +124,7 @@ def _encoder_sizes(checkpoint: OriginalCheckpoint, heads: int | None) -> dict:
         )
     if heads is None and width % ENCODER_HEAD_DIM:
         raise CheckpointError(
-            f"{checkpoint.path}: the encoder's width {width} is no multiple of {ENCODER_HEAD_DIM}, the published "
+            f"{checkpoint.path}: the encoder's width {width} is not a multiple of {ENCODER_HEAD_DIM}, the published "
             "width of a head. Pass `--num_attention_heads`."
         )
     return {
@@ -146,8 +147,8 @@ def _decoder_sizes(checkpoint: OriginalCheckpoint, encoder_width: int, heads: in
     width = _shape(checkpoint, "decoder_embed.weight", 2)[0]
     if heads is None and width % DECODER_HEADS:
         raise CheckpointError(
-            f"{checkpoint.path}: the decoder's width {width} is no multiple of {DECODER_HEADS}, the published number "
-            "of heads. Pass `--decoder_num_attention_heads`."
+            f"{checkpoint.path}: the decoder's width {width} is not a multiple of {DECODER_HEADS}, the published "
+            "number of heads. Pass `--decoder_num_attention_heads`."
         )
     return {
         "decoder_hidden_size": width,
@@ -172,7 +173,7 @@ def _grid(checkpoint: OriginalCheckpoint) -> dict:
     length = _shape(checkpoint, "token_emb.position_embeddings.weight", 2)[0] - 1
     side = math.isqrt(max(length, 0))
     if not side or side * side != length:
-        raise CheckpointError(f"{checkpoint.path}: {length} positions make no square grid of tokens.")
+        raise CheckpointError(f"{checkpoint.path}: {length} positions do not make a square grid of tokens.")
     patch = PATCH_SIZE
     if checkpoint.tokenizer is not None:
         patch = 2 ** (count(checkpoint.tokenizer, r"encoder\.down\.(\d+)\.") - 1)

@@ -1,18 +1,119 @@
-"""What a source of training data is, and the order of its batches, known in advance and entered anywhere."""
+"""What a source of training data gives, how it is loaded, and the order of its batches."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-# Tensors by name: "images" (whole, uint8), "views" (uint8), or "input_ids"; "labels"; and "num_skipped" on the host.
-Batch = dict[str, Any]
+from ..processes import be_a_loading_process
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Collated = TypeVar("Collated")
 
 
 class DataError(RuntimeError):
-    """Data that cannot be read."""
+    """Data that cannot be read, or that is not what was asked for."""
+
+
+@dataclass
+class Batch:
+    """
+    One process's part of a batch: either pixels or tokens.
+
+    Attributes:
+        pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*):
+            uint8. Whole images, or views of them, the first views of all images and then the second ones.
+        input_ids (`torch.Tensor` of shape `(num_views x batch_size, sequence_length)`, *optional*): tokens.
+        labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): classes.
+        are_views (`bool`): whether the pixels are views already; see [`RandomViews.of`].
+        num_skipped (`int`): broken images that were left out.
+    """
+
+    pixels: torch.Tensor | None = None
+    input_ids: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    are_views: bool = False
+    num_skipped: int = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What it holds, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """What a loader calls, so that a GPU can fetch the batch while it computes."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **mapped)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work is this process's."""
+
+    process_index: int = 0
+    num_processes: int = 1
+
+    @classmethod
+    def of(cls, accelerator: "Accelerator") -> "Share":
+        return cls(accelerator.process_index, accelerator.num_processes)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """
+    How a process loads its batches.
+
+    Attributes:
+        batch_size (`int`): images in a batch of one process.
+        seed (`int`): of the order and the views.
+        share ([`Share`]): this process's.
+        num_workers (`int`): loading processes for each training process.
+        timeout (`float`): seconds that a worker may take for a batch; 0 waits for ever.
+        pin_memory (`bool`): whether batches go to a GPU.
+        in_memory_limit (`float`): decode equally large images once, up to this many GB.
+        max_skipped_share (`float`): share of broken images that is put up with then.
+        window_size (`int`): images that are shuffled together when streaming.
+        num_retries (`int`): times that a failing read of a stream is tried again.
+    """
+
+    batch_size: int
+    seed: int = 0
+    share: Share = Share()
+    num_workers: int = 0
+    timeout: float = 0.0
+    pin_memory: bool = False
+    in_memory_limit: float = 2.0
+    max_skipped_share: float = 0.01
+    window_size: int = 1000
+    num_retries: int = 8
+
+    def options(self) -> dict[str, Any]:
+        """
+        A `DataLoader`'s options. It leaves torch's global generator alone, so making it again does not change a run.
+        """
+        return {
+            "collate_fn": identity_collate,
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory,
+            "timeout": self.timeout if self.num_workers else 0,
+            "generator": torch.Generator(),
+            "worker_init_fn": be_a_loading_process if self.num_workers else None,
+        }
+
+
+def identity_collate(batch: Collated) -> Collated:
+    return batch
 
 
 class Source(Protocol):
@@ -26,7 +127,7 @@ class Source(Protocol):
     def state_dict(self) -> Any:
         """This process's position, after the last batch, if `samples_seen` does not say it."""
 
-    def load_state_dicts(self, states: list[Any]):
+    def load_state_dicts(self, states: list[Any]) -> None:
         """Takes the positions of all processes that there were."""
 
 
@@ -45,55 +146,29 @@ class EndlessBatches(Sampler[list[int]]):
 
     Args:
         num_samples (`int`): size of the dataset.
-        batch_size (`int`): samples in a batch of one process.
-        seed (`int`): of the order.
-        process_index, num_processes (`int`): which part of each global batch is this process's.
+        loading ([`Loading`]): batch size, seed, and which part of each global batch is this process's.
         samples_seen (`int`): where to start, over all processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        samples_seen: int = 0,
-    ):
+    def __init__(self, num_samples: int, loading: Loading, samples_seen: int = 0):
         self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.loading = loading
         self.samples_seen = samples_seen
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_samples) + epoch * self.num_samples
+        order = np.random.default_rng((self.loading.seed, epoch)).permutation(self.num_samples)
+        return order + epoch * self.num_samples
 
     def __iter__(self) -> Iterator[list[int]]:
-        start = self.samples_seen + self.process_index * self.batch_size
-        epoch, order = -1, None
+        batch_size, share = self.loading.batch_size, self.loading.share
+        start = self.samples_seen + share.process_index * batch_size
+        epoch, order = -1, np.empty(0, np.int64)
         while True:
             draws = []
-            for position in range(start, start + self.batch_size):
+            for position in range(start, start + batch_size):
                 if position // self.num_samples != epoch:
                     epoch = position // self.num_samples
                     order = self.epoch_order(epoch)
                 draws.append(int(order[position % self.num_samples]))
             yield draws
-            start += self.batch_size * self.num_processes
-
-
-def loader_options(num_workers: int, timeout: float, pin_memory: bool) -> dict[str, Any]:
-    """A loader's options. It leaves torch's global generator alone, so making it again does not change the run."""
-    return {
-        "collate_fn": identity_collate,
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "timeout": timeout if num_workers else 0,
-        "generator": torch.Generator(),
-    }
-
-
-def identity_collate(batch: Batch) -> Batch:
-    return batch
+            start += batch_size * share.num_processes

@@ -1,5 +1,6 @@
 """Training data of known length, in memory or decoded when it is fetched."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,14 +10,24 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..training.arguments import TrainingArguments
-from .batches import Batch, DataError, EndlessBatches, loader_options, stack_views
+from .batches import Batch, DataError, EndlessBatches, Loading, stack_views
 from .images import BrokenImageError, center_view, open_image, size_of, to_array
 from .labels import class_column
+from .loading import Columns
 from .views import ImageViews
 
 
-class InMemoryImages(torch.utils.data.Dataset):
+class BatchedDataset(torch.utils.data.Dataset, ABC):
+    """Data of known length, fetched a batch of draws at a time; see [`EndlessBatches`]."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, draws: list[int]) -> Batch: ...
+
+
+class InMemoryImages(BatchedDataset):
     """
     Decoded images, fetched a batch at a time.
 
@@ -34,11 +45,10 @@ class InMemoryImages(torch.utils.data.Dataset):
 
     def __getitems__(self, draws: list[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)
-        batch = {"images": self.images[indices]}
-        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+        return Batch(self.images[indices], labels=None if self.labels is None else self.labels[indices])
 
 
-class InMemoryTokens(torch.utils.data.Dataset):
+class InMemoryTokens(BatchedDataset):
     """
     Tokens of several random views of each image. Another view is drawn in each epoch.
 
@@ -61,8 +71,8 @@ class InMemoryTokens(torch.utils.data.Dataset):
     def __getitems__(self, draws: list[int]) -> Batch:
         epochs, indices = np.divmod(np.asarray(draws), len(self))
         views = drawn_views(epochs, self.views_per_image, self.input_ids.shape[1])
-        batch = {"input_ids": self.input_ids[indices, views].flatten(0, 1).long()}
-        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+        tokens = self.input_ids[indices, views].flatten(0, 1).long()
+        return Batch(input_ids=tokens, labels=None if self.labels is None else self.labels[indices])
 
 
 def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.ndarray:
@@ -70,22 +80,22 @@ def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.
     return (np.arange(views_per_image)[:, None] + views_per_image * epochs) % num_views
 
 
-class EncodedImages(torch.utils.data.Dataset):
+class EncodedImages(BatchedDataset):
     """
     Images that are decoded when they are fetched. In place of a broken one, the batch repeats another, and says so.
 
     Args:
         dataset (`datasets.Dataset`): with encoded images.
         views ([`ImageViews`]): what to make of them.
-        image_column, label_column (`str`): names of the columns.
+        columns ([`Columns`]): names of its columns.
         seed (`int`): of the views.
     """
 
-    def __init__(self, dataset: Dataset, views: ImageViews, image_column: str, label_column: str | None, seed: int):
+    def __init__(self, dataset: Dataset, views: ImageViews, columns: Columns, seed: int):
         self.dataset = dataset
         self.views = views
-        self.image_column = image_column
-        self.label_column = class_column(dataset, label_column)
+        self.image_column = columns.image
+        self.label_column = class_column(dataset, columns.label)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -93,50 +103,39 @@ class EncodedImages(torch.utils.data.Dataset):
 
     def __getitems__(self, draws: list[int]) -> Batch:
         rows = self.dataset[[draw % len(self) for draw in draws]]
-        views = []
+        views: list[torch.Tensor | None] = []
         for draw, image in zip(draws, rows[self.image_column], strict=True):
             try:
                 views.append(self.views(image, (self.seed, draw)))
             except BrokenImageError:
                 views.append(None)
-        good = [i for i, view in enumerate(views) if view is not None]
+        good = {i: view for i, view in enumerate(views) if view is not None}
         if not good:
             raise DataError(f"None of {len(draws)} images can be decoded.")
-        chosen = [i if view is not None else good[i % len(good)] for i, view in enumerate(views)]
-        batch = {"views": stack_views([views[i] for i in chosen]), "num_skipped": len(views) - len(good)}
-        if self.label_column:
-            batch["labels"] = torch.tensor([rows[self.label_column][i] for i in chosen])
-        return batch
+        spare = list(good)
+        chosen = [i if i in good else spare[i % len(spare)] for i in range(len(views))]
+        pixels, num_skipped = stack_views([good[i] for i in chosen]), len(views) - len(good)
+        labels = torch.tensor([rows[self.label_column][i] for i in chosen]) if self.label_column else None
+        return Batch(pixels, labels=labels, are_views=True, num_skipped=num_skipped)
 
 
 class IndexedSource:
     """
-    Batches of a dataset of known length, in the order of [`EndlessBatches`].
+    Batches of data of known length, in the order of [`EndlessBatches`].
 
     Args:
-        dataset (`torch.utils.data.Dataset`): it makes a batch of a list of draws.
-        arguments ([`TrainingArguments`]): batch size, seed and workers.
-        process_index, num_processes (`int`): which part is this process's.
-        pin_memory (`bool`): whether batches go to a GPU.
+        dataset ([`BatchedDataset`]): it makes a batch of a list of draws.
+        loading ([`Loading`]): how.
     """
 
-    def __init__(
-        self,
-        dataset: torch.utils.data.Dataset,
-        arguments: TrainingArguments,
-        process_index: int = 0,
-        num_processes: int = 1,
-        pin_memory: bool = False,
-    ):
+    def __init__(self, dataset: BatchedDataset, loading: Loading):
         self.dataset = dataset
-        self.num_samples = len(dataset)
-        self.order = {"batch_size": arguments.train_batch_size, "seed": arguments.seed}
-        self.order |= {"process_index": process_index, "num_processes": num_processes}
-        self.loading = loader_options(arguments.dataloader_num_workers, arguments.dataloader_timeout, pin_memory)
+        self.loading = loading
+        self.num_samples: int | None = len(dataset)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
-        order = EndlessBatches(self.num_samples, samples_seen=samples_seen, **self.order)
-        return iter(DataLoader(self.dataset, batch_sampler=order, **self.loading))
+        order = EndlessBatches(len(self.dataset), self.loading, samples_seen)
+        return iter(DataLoader(self.dataset, batch_sampler=order, **self.loading.options()))
 
     def state_dict(self) -> None:
         return None
@@ -175,7 +174,8 @@ def decode_images(
         `torch.Tensor` of shape `(num_images, channels, height, width)`, uint8, and the indices of these images.
     """
     channels, height, width = shape
-    images, kept = torch.empty(len(dataset), *shape, dtype=torch.uint8), []
+    images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
+    kept: list[int] = []
     column = dataset.select_columns([image_column])
     for i, row in enumerate(tqdm(column, desc="Decoding images", leave=False)):
         try:
@@ -192,10 +192,10 @@ def validation_images(
     dataset: Dataset | IterableDataset, image_column: str, shape: tuple[int, int, int], limit: int
 ) -> torch.Tensor:
     """(num_images, channels, height, width) uint8 evaluation crops of the first `limit` images that are whole."""
-    images, (channels, *size) = [], shape
+    images, (channels, height, width) = [], shape
     for row in dataset:
         try:
-            images.append(center_view(row[image_column], tuple(size), channels))
+            images.append(center_view(row[image_column], (height, width), channels))
         except BrokenImageError:
             continue
         if len(images) == limit:

@@ -1,6 +1,6 @@
-"""Labelled images of any classification set: columns found, classes numbered, subsets drawn, evaluation crops made."""
+"""Labelled images of any classification set: classes numbered, subsets drawn, evaluation crops made."""
 
-import logging
+import dataclasses
 from dataclasses import dataclass
 
 import datasets
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from .batches import DataError
 from .images import BrokenImageError, center_view, open_image
 from .labels import IGNORED_LABEL, Classes, draw_subset
-
-logger = logging.getLogger(__name__)
+from .loading import Columns
 
 
 @dataclass
@@ -21,65 +21,46 @@ class LabelledImages:
 
     Attributes:
         dataset (`datasets.Dataset`): with two columns, one of encoded images.
-        image_column, label_column (`str`): their names.
+        columns ([`Columns`]): their names.
         classes ([`Classes`]): what the numbers stand for.
     """
 
     dataset: Dataset
-    image_column: str
-    label_column: str
+    columns: Columns
     classes: Classes
 
     @classmethod
-    def of(cls, dataset: Dataset, image_column: str, label_column: str, classes: Classes) -> "LabelledImages":
+    def of(cls, dataset: Dataset, columns: Columns, classes: Classes) -> "LabelledImages":
         """
         Raises:
-            SystemExit: with a message, where a column is missing, holds no images, or labels of other classes.
+            DataError: where a column is missing, holds no images, or labels of other classes.
         """
-        missing = [name for name in (image_column, label_column) if name not in dataset.column_names]
-        if missing or not len(dataset):
+        missing = [name for name in (columns.image, columns.label) if name not in dataset.column_names]
+        if missing or columns.label is None or not len(dataset):
             problem = f'no column "{missing[0]}" but {dataset.column_names}' if missing else "no images"
-            raise SystemExit(f"A split of the dataset has {problem}.")
-        numbers = classes.number(dataset[label_column][:], label_column)
-        images = encoded_images(dataset, image_column)
-        return cls(images.add_column(label_column, numbers), image_column, label_column, classes)
+            raise DataError(f"A split of the data set has {problem}.")
+        numbers = classes.number(dataset[columns.label][:], columns.label)
+        images = encoded_images(dataset, columns.image)
+        return cls(images.add_column(columns.label, numbers), columns, classes)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     @property
     def labels(self) -> np.ndarray:
-        return np.asarray(self.dataset[self.label_column][:])
+        return np.asarray(self.dataset[self.columns.label][:])
 
     def select(self, indices: np.ndarray) -> "LabelledImages":
-        return LabelledImages(self.dataset.select(indices), self.image_column, self.label_column, self.classes)
+        return dataclasses.replace(self, dataset=self.dataset.select(indices))
 
     def draw(self, shots_per_class: int | None, label_fraction: float | None, seed: int) -> np.ndarray:
         """
         Indices of a class-balanced subset; see [`draw_subset`].
 
         Raises:
-            SystemExit: with a message, where there are too few images.
+            ValueError: where there are too few images.
         """
-        try:
-            return draw_subset(self.labels, shots_per_class, label_fraction, seed)
-        except ValueError as error:
-            raise SystemExit(f"No such subset can be drawn: {error}") from error
-
-
-def find_image_column(dataset: Dataset, name: str) -> str:
-    """
-    The column that is named, or else the only one with images.
-
-    Raises:
-        SystemExit: naming the columns that there are.
-    """
-    if name in dataset.column_names:
-        return name
-    images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    if len(images) != 1:
-        raise SystemExit(f'There is no column "{name}" but {dataset.column_names}: say `--image_column NAME`.')
-    return images[0]
+        return draw_subset(self.labels, shots_per_class, label_fraction, seed)
 
 
 def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
@@ -87,9 +68,10 @@ def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
     A dataset with a column of encoded images alone.
 
     Raises:
-        SystemExit: with a message, if none of the first ones can be decoded.
+        DataError: if none of the first ones can be decoded.
     """
-    column, error = dataset.select_columns([image_column]), None
+    column = dataset.select_columns([image_column])
+    error: Exception | None = None
     try:
         column = column.cast_column(image_column, datasets.Image(decode=False))
         for row in column.take(min(len(column), 10)):
@@ -100,7 +82,7 @@ def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
                 error = broken
     except (TypeError, ValueError, NotImplementedError) as wrong_type:
         error = wrong_type
-    raise SystemExit(f'The column "{image_column}" holds no images that can be decoded: {error}')
+    raise DataError(f'The column "{image_column}" holds no images that can be decoded: {error}')
 
 
 class EvaluationImages(torch.utils.data.Dataset):
@@ -110,19 +92,18 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     Args:
         dataset (`datasets.Dataset`): with encoded images.
-        image_column, label_column (`str`): names of the columns; without labels, all are 0.
+        columns ([`Columns`]): names of its columns; without labels, all are 0.
         shape (`tuple[int, int, int]`): channels, height and width.
     """
 
-    def __init__(self, dataset: Dataset, image_column: str, label_column: str | None, shape: tuple[int, int, int]):
+    def __init__(self, dataset: Dataset, columns: Columns, shape: tuple[int, int, int]):
         self.dataset = dataset
-        self.image_column = image_column
-        self.label_column = label_column
-        self.shape = tuple(shape)
+        self.columns = columns
+        self.shape = shape
 
     @classmethod
     def of(cls, images: LabelledImages, shape: tuple[int, int, int]) -> "EvaluationImages":
-        return cls(images.dataset, images.image_column, images.label_column, shape)
+        return cls(images.dataset, images.columns, shape)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -130,8 +111,8 @@ class EvaluationImages(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         rows = self.dataset[indices]
         pixel_values = torch.zeros(len(indices), *self.shape, dtype=torch.uint8)
-        labels = torch.tensor(rows[self.label_column] if self.label_column else [0] * len(indices))
-        for i, image in enumerate(rows[self.image_column]):
+        labels = torch.tensor(rows[self.columns.label] if self.columns.label else [0] * len(indices))
+        for i, image in enumerate(rows[self.columns.image]):
             try:
                 pixel_values[i] = center_view(image, self.shape[1:], self.shape[0])
             except BrokenImageError:

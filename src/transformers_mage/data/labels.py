@@ -1,18 +1,19 @@
-"""Labels: which column holds them, what they are called, and few-shot subsets of them."""
+"""Labels: what they are called, how they are numbered, and few-shot subsets of them."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from .batches import DataError
+
 logger = logging.getLogger(__name__)
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 # The label of broken images, which no metric and no loss counts.
 IGNORED_LABEL = -100
 
@@ -53,7 +54,7 @@ class Classes:
         Numbers the labels of a column: those of `ClassLabel` are kept, other integers and strings sorted.
 
         Raises:
-            SystemExit: with a message, for labels that are no classes, or all the same.
+            DataError: for labels that are not classes, or all the same.
         """
         feature = dataset.features[label_column]
         if isinstance(feature, ClassLabel):
@@ -64,7 +65,7 @@ class Classes:
             if values != list(range(len(values))):
                 logger.info(f'The labels of "{label_column}" become classes 0 to {len(values) - 1}: {names[:5]}...')
         if len(values) < 2:
-            raise SystemExit(f'There must be two classes or more; the column "{label_column}" holds only {names}.')
+            raise DataError(f'There must be two classes or more; the column "{label_column}" holds only {names}.')
         return cls({value: i for i, value in enumerate(values)}, names)
 
     def number(self, labels: list[Any], label_column: str) -> np.ndarray:
@@ -72,11 +73,11 @@ class Classes:
         The classes' numbers of what stands in a column.
 
         Raises:
-            SystemExit: with a message, for what is none of the classes.
+            DataError: for labels that are not among the classes.
         """
         unknown = sorted(set(labels) - set(self.ids), key=str)
         if unknown:
-            raise SystemExit(
+            raise DataError(
                 f'The column "{label_column}" holds {unknown[:5]}, which are none of the {len(self)} classes of '
                 "training (-1 usually says that there is no label). Leave such images out."
             )
@@ -86,34 +87,25 @@ class Classes:
 def _sorted_values(dataset: Dataset, label_column: str) -> list[Any]:
     feature = dataset.features[label_column]
     if not isinstance(feature, datasets.Value):
-        raise SystemExit(f'The column "{label_column}" must hold classes, integers or strings; it holds {feature}.')
+        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {feature}.')
     values = dataset.unique(label_column)
     if None in values:
-        raise SystemExit(f'Some images have no label in the column "{label_column}". Leave them out.')
+        raise DataError(f'Some images have no label in the column "{label_column}". Leave them out.')
     kinds = {type(value) for value in values}
     if kinds not in ({int}, {str}, {bool}):
-        kinds = sorted(kind.__name__ for kind in kinds)
-        raise SystemExit(f'The column "{label_column}" must hold classes, integers or strings; it holds {kinds}.')
+        names = sorted(kind.__name__ for kind in kinds)
+        raise DataError(f'The column "{label_column}" must hold classes, integers or strings; it holds {names}.')
     return sorted(values)
 
 
-def find_label_column(dataset: Dataset, name: str | None) -> str | None:
-    """The column that is named, or else the only one with classes, or one with a usual name; None without any."""
-    if name in dataset.column_names:
-        return name
-    classes = [column for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    found = classes if len(classes) == 1 else [column for column in LABEL_COLUMNS if column in dataset.column_names]
-    return found[0] if found else None
-
-
 def draw_subset(
-    labels: Sequence[int], shots_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
+    labels: npt.ArrayLike, shots_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
 ) -> np.ndarray:
     """
     Indices of a class-balanced subset, in order. A larger subset of the same seed holds the smaller ones.
 
     Args:
-        labels (`Sequence[int]` of length `num_images`): classes.
+        labels (array of shape `(num_images,)`): classes.
         shots_per_class (`int`, *optional*): images of each class.
         label_fraction (`float`, *optional*): share of each class's images instead, and at least one.
         seed (`int`): of the draw.
@@ -138,7 +130,7 @@ def draw_subset(
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = []
     for label, count in zip(classes, counts, strict=True):
-        size = shots_per_class if shots_per_class is not None else max(round(float(label_fraction * count)), 1)
+        size = shots_per_class or max(round(float((label_fraction or 1) * count)), 1)
         chosen.append(order[labels[order] == label][:size])
     return np.sort(np.concatenate(chosen))
 
@@ -154,7 +146,7 @@ def _check(shots_per_class: int | None, label_fraction: float | None):
         raise ValueError(f"`label_fraction` must lie in (0, 1], got {label_fraction}.")
 
 
-def hold_out(labels: Sequence[int], share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: npt.ArrayLike, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     Splits the indices of a training set into two, to choose hyper-parameters on the second: `share` of each class,
     rounded down, so that a class of few images gives none.

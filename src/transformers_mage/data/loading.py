@@ -1,62 +1,173 @@
-"""Opens one split of any data set: a folder, files, shards or a name on the Hub."""
+"""Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError
+from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.data_files import DataFilesDict, get_data_patterns
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from ..training.arguments import TrainingArguments
-from .arguments import DataArguments
+from ..hub_folders import explained
+from .batches import DataError
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 
 
-def load_images(arguments: TrainingArguments, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns with the images and, where there is one, the classes."""
+
+    image: str = "image"
+    label: str | None = "label"
+
+
+USUAL_COLUMNS = Columns()
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
     """
-    Loads one split of `--dataset_name`: a folder of `save_to_disk`, of parquet files, of webdataset shards or of
-    images, a list of parquet or tar files, local or remote, or else a name on the Hub. Images stay encoded.
+    What to load.
+
+    Attributes:
+        name (`str`): a folder of `save_to_disk`, of parquet files, of webdataset shards or of images; a pattern or
+            address of parquet or tar files; or a name on the Hub.
+        config_name (`str`, *optional*): the configuration, if there are several.
+        split (`str`): one of its splits.
+        columns ([`Columns`]): what the columns are called.
+        limit (`int`, *optional*): take the first rows only.
+        streaming (`bool`): read while training rather than before.
+    """
+
+    name: str
+    config_name: str | None = None
+    split: str = "train"
+    columns: Columns = USUAL_COLUMNS
+    limit: int | None = None
+    streaming: bool = False
+
+    def of_split(self, split: str, limit: int | None = None) -> "DatasetSpec":
+        """Another split of the same data set, without a limit or with another one."""
+        return dataclasses.replace(self, split=split, limit=limit)
+
+
+def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
+    """
+    One split, with all its columns.
 
     Raises:
-        SystemExit: with a message, where there is no such dataset, split or column.
+        DataError: where there is no such data set or split.
     """
-    dataset, name = load_split(arguments, split, streaming), arguments.dataset_name
-    columns = dataset.column_names or []
-    if arguments.image_column not in columns:
-        raise SystemExit(f'{name} has no column "{arguments.image_column}" but {columns}: say `--image_column NAME`.')
-    kept = [name for name in (arguments.image_column, arguments.label_column) if name in columns]
-    dataset = dataset.select_columns(kept).cast_column(arguments.image_column, datasets.Image(decode=False))
-    if arguments.max_train_samples:
-        dataset = dataset.take(arguments.max_train_samples)
-    return dataset
-
-
-def load_split(arguments: DataArguments, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """One split as [`load_images`] finds it, with all its columns."""
-    name = arguments.dataset_name
     try:
-        return _load_any(name, arguments.dataset_config_name, split, streaming)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise SystemExit(f'The split "{split}" of {name} cannot be loaded: {error}') from error
+        dataset = _load_any(spec)
+    except (OSError, ValueError, KeyError, TarError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {reason}') from error
+    if spec.limit is None:
+        return dataset
+    return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))
 
 
-def _load_any(name: str, config_name: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+def load_images(spec: DatasetSpec) -> tuple[Dataset | IterableDataset, Columns]:
+    """
+    One split, with nothing but the images, which stay encoded, and their classes, where there are any.
+
+    Returns:
+        The split, and the names of its columns.
+
+    Raises:
+        DataError: where there is no such data set, split or column.
+    """
+    dataset = load_split(spec)
+    columns = find_columns(dataset, spec.columns)
+    kept = [name for name in (columns.image, columns.label) if name is not None]
+    return dataset.select_columns(kept).cast_column(columns.image, datasets.Image(decode=False)), columns
+
+
+def find_columns(dataset: Dataset | IterableDataset, columns: Columns = USUAL_COLUMNS) -> Columns:
+    """
+    The columns with the images and the classes: those that are named, and where they have their usual names and are
+    not there, the only ones that it can be. A data set need not have classes.
+
+    Raises:
+        DataError: naming the columns that there are, where one is missing.
+    """
+    names, features = dataset.column_names or [], dataset.features or {}
+    image, label = columns.image, columns.label
+    if image == USUAL_COLUMNS.image:
+        image = _only_column(IMAGE_COLUMNS, names, features, datasets.Image) or image
+    if label == USUAL_COLUMNS.label:
+        label = _only_column(LABEL_COLUMNS, names, features, ClassLabel)
+    for kind, name in (("image", image), ("label", label)):
+        if name is not None and name not in names:
+            raise DataError(f'The data set has no column "{name}" but {names}: say `--{kind}_column NAME`.')
+    return Columns(image, label)
+
+
+def _only_column(usual: tuple[str, ...], names: list[str], features: Mapping[str, Any], kind: type) -> str | None:
+    """The column with the first of the usual names, or else the only one of a kind, or else one with a usual name."""
+    if usual[0] in names:
+        return usual[0]
+    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+    found = of_kind if len(of_kind) == 1 else [name for name in usual if name in names]
+    return found[0] if found else None
+
+
+def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
+    name, split, streaming = spec.name, spec.split, spec.streaming
     folder = Path(name)
-    if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
-        dataset = load_from_disk(name)
-        if isinstance(dataset, dict) and split not in dataset:
-            raise ValueError(f"it has the splits {list(dataset)}")
-        dataset = dataset[split] if isinstance(dataset, dict) else dataset
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        dataset = _split_of(load_from_disk(name), split)
         return dataset.to_iterable_dataset(num_shards=min(len(dataset), 64)) if streaming else dataset
     for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
-        files = _files(name, suffix, split)
+        files = _files_by_split(name, suffix)
         if files:
-            return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
+            _check_split(split, files)
+            return load_dataset(builder, data_files={split: files[split]}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return load_dataset(name, config_name, split=split, streaming=streaming)
+    return _load_by_name(spec)
 
 
-def _files(name: str, suffix: str, split: str) -> list[str]:
-    """The files that a folder or a pattern names, those of the split if any has its name in it."""
+def _split_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
+    """What was saved alone is one split: that which it was taken from, or "train"."""
+    splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or datasets.Split.TRAIN): dataset}
+    _check_split(split, splits)
+    return splits[split]
+
+
+def _check_split(split: str, splits: Iterable[str]):
+    if split not in splits:
+        raise ValueError(f"it has the splits {list(splits)}")
+
+
+def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
+    try:
+        return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
+    except datasets.exceptions.DatasetNotFoundError:
+        # Which does not say where to ask for access: what it stumbled over does.
+        with explained(spec.name, kind="dataset"), suppress(RemoteEntryNotFoundError):
+            hf_hub_download(spec.name, "README.md", repo_type="dataset")
+        raise
+
+
+def _files_by_split(name: str, suffix: str) -> dict[str, list[str]]:
+    """
+    The files of each split in a folder, told apart by their names and folders as `datasets` does it; where names tell
+    nothing, and for a pattern or an address, all of them are "train".
+    """
     if not Path(name).is_dir():
-        return [name] if name.endswith(suffix) else []
-    files = [str(path) for path in sorted(Path(name).rglob(f"*{suffix}"))]
-    return [file for file in files if split in file.removeprefix(name)] or files
+        return {"train": [name]} if name.endswith(suffix) else {}
+    everything = [str(path) for path in sorted(Path(name).rglob(f"*{suffix}"))]
+    if not everything:
+        return {}
+    by_split = DataFilesDict.from_patterns(get_data_patterns(name), base_path=name).filter(extensions=[suffix])
+    return {split: list(files) for split, files in by_split.items() if files} or {"train": everything}

@@ -1,89 +1,56 @@
-"""Chooses how a script's images get to the device."""
+"""Chooses how training images get to the device: from memory, decoded when they are needed, or streamed."""
 
-import datasets
-import torch
-from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
 
-from ..training.arguments import TrainingArguments
+from .batches import DataError, Loading, Source
 from .indexed import EncodedImages, IndexedSource, InMemoryImages, decode_images, fits_in_memory
 from .labels import read_labels
-from .loading import load_images
-from .streamed import Retries, StreamedSource
+from .loading import Columns, DatasetSpec, load_images
+from .streamed import StreamedSource
 from .views import ImageViews
 
-Shape = tuple[int, int, int]
 
-
-def create_source(
-    arguments: TrainingArguments, accelerator: Accelerator, shape: Shape, num_views: int = 1
-) -> IndexedSource | StreamedSource:
+def create_source(spec: DatasetSpec, views: ImageViews, loading: Loading) -> Source:
     """
-    The training images of the command line: decoded once where that fits in memory, otherwise when they are needed;
-    or streamed.
+    Training images: decoded once where that fits in memory, otherwise when they are needed; or streamed.
 
     Args:
-        shape (`tuple[int, int, int]`): channels, height and width of the views.
-        num_views (`int`): views of each image.
-    """
-    dataset = load_images(arguments, arguments.train_split, arguments.streaming)
-    if arguments.streaming:
-        views = ImageViews(shape[1:], shape[0], num_views, **arguments.crops())
-        return _streamed(dataset, views, arguments, accelerator)
-    return source_of(dataset, arguments, accelerator, shape, num_views)
-
-
-def source_of(
-    dataset: datasets.Dataset, arguments: TrainingArguments, accelerator: Accelerator, shape: Shape, num_views: int = 1
-) -> IndexedSource:
-    """The same for a dataset that is there already, with encoded images."""
-    if fits_in_memory(dataset, arguments.image_column, shape, arguments.in_memory_limit):
-        data = in_memory_images(dataset, arguments, shape)
-    else:
-        views = ImageViews(shape[1:], shape[0], num_views, **arguments.crops())
-        data = EncodedImages(dataset, views, arguments.image_column, arguments.label_column, arguments.seed)
-    return indexed_source(data, arguments, accelerator)
-
-
-def in_memory_images(dataset: datasets.Dataset, arguments: TrainingArguments, shape: Shape) -> InMemoryImages:
-    """
-    Decodes all images.
+        spec ([`DatasetSpec`]): where they are.
+        views ([`ImageViews`]): what to make of them.
+        loading ([`Loading`]): how to load them.
 
     Raises:
-        SystemExit: with a message, if too many are broken.
+        DataError: where the images cannot be read.
     """
-    images, kept = decode_images(dataset, arguments.image_column, shape)
+    dataset, columns = load_images(spec)
+    return source_of(dataset, columns, views, loading)
+
+
+def source_of(dataset: Dataset | IterableDataset, columns: Columns, views: ImageViews, loading: Loading) -> Source:
+    """The same for a data set that is open already, with encoded images."""
+    if isinstance(dataset, IterableDataset):
+        return StreamedSource(dataset, columns, views, loading)
+    images = load_into_memory(dataset, columns, views, loading)
+    if images is None:
+        return IndexedSource(EncodedImages(dataset, views, columns, loading.seed), loading)
+    return IndexedSource(images, loading)
+
+
+def load_into_memory(dataset: Dataset, columns: Columns, views: ImageViews, loading: Loading) -> InMemoryImages | None:
+    """
+    All images, decoded, if they are equally large and fit into `loading.in_memory_limit`.
+
+    Raises:
+        DataError: if too many are broken.
+    """
+    if not fits_in_memory(dataset, columns.image, views.shape, loading.in_memory_limit):
+        return None
+    images, kept = decode_images(dataset, columns.image, views.shape)
     num_broken = len(dataset) - len(images)
-    if num_broken > arguments.max_skipped_share * len(dataset):
-        raise SystemExit(
+    if num_broken > loading.max_skipped_share * len(dataset):
+        raise DataError(
             f"{num_broken} of {len(dataset)} images are broken, more than `--max_skipped_share` "
-            f"{arguments.max_skipped_share}."
+            f"{loading.max_skipped_share}."
         )
-    labels = read_labels(dataset, arguments.label_column)
+    labels = read_labels(dataset, columns.label)
     return InMemoryImages(images, labels if labels is None else labels[kept])
-
-
-def indexed_source(
-    data: torch.utils.data.Dataset, arguments: TrainingArguments, accelerator: Accelerator
-) -> IndexedSource:
-    on_gpu = accelerator.device.type == "cuda"
-    return IndexedSource(data, arguments, accelerator.process_index, accelerator.num_processes, pin_memory=on_gpu)
-
-
-def _streamed(
-    dataset: datasets.IterableDataset, views: ImageViews, arguments: TrainingArguments, accelerator: Accelerator
-) -> StreamedSource:
-    return StreamedSource(
-        dataset,
-        views,
-        arguments.image_column,
-        arguments.label_column,
-        arguments.train_batch_size,
-        arguments.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        arguments.dataloader_num_workers,
-        arguments.shuffle_window,
-        Retries(arguments.data_retries),
-        arguments.dataloader_timeout,
-        pin_memory=accelerator.device.type == "cuda",
-    )

@@ -8,8 +8,12 @@ them the current window starts, and how many of its examples were given. Nothing
 when a run is resumed, and the lanes' positions together say what is left to read, for any other number of lanes.
 """
 
+import contextlib
 import logging
+import lzma
+import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,15 +23,21 @@ import torch
 from datasets import IterableDataset
 from torch.utils.data import DataLoader, get_worker_info
 
-from .batches import Batch, DataError, loader_options, stack_views
+from .batches import Batch, DataError, Loading, stack_views
 from .images import BrokenImageError
 from .labels import class_column
+from .loading import Columns
 from .views import ImageViews
 
 logger = logging.getLogger(__name__)
 
-
+# Units a data set is cut into at most: a checkpoint holds those that are left.
 MAX_UNITS = 1024
+# What reading a cut archive raises. A broken connection may look the same, so it is read again a few times.
+CUT = (tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError)
+PATIENCE_WITH_CUTS = 2
+# An example, with numbers that no other example has.
+Example = tuple[tuple[int, ...], dict[str, Any]]
 
 
 @dataclass
@@ -145,8 +155,8 @@ class Lane:
         queue = self.state.queue
         return replace(self.state, queue=[*(replace(reading) for reading in queue[:1]), *queue[1:]])
 
-    def examples(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
-        """Each example, with numbers that no other example has."""
+    def examples(self) -> Iterator[Example]:
+        """All examples of the epochs, one after another."""
         while True:
             if not self.state.queue:
                 dealt = (self.state.next_epoch, self.state.lane, self.num_lanes, self.num_units, self.seed)
@@ -157,7 +167,7 @@ class Lane:
             yield from self._read(self.state.queue[0])
             self.state.queue.pop(0)
 
-    def _read(self, reading: Reading) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+    def _read(self, reading: Reading) -> Iterator[Example]:
         for window, after in self._windows(reading):
             identity = (self.seed, reading.epoch, reading.unit, reading.window)
             indices = np.arange(reading.part, len(next(iter(window.values()))), reading.num_parts)
@@ -169,40 +179,67 @@ class Lane:
             reading.start, reading.window, reading.position = after, reading.window + 1, 0
 
     def _windows(self, reading: Reading) -> Iterator[tuple[dict[str, list], dict[str, Any]]]:
-        """The windows from the current one on, each with the `datasets` state after it."""
+        """
+        The windows from the current one on, each with the `datasets` state after it.
+
+        Only where a window starts is ever remembered. A failing read, as a resumed run, opens the unit anew there, so
+        that nothing before it is read again and nothing after it is lost.
+        """
         attempt, windows = 0, None
         while True:
             try:
                 if windows is None:
-                    unit = self.dataset.shard(num_shards=self.num_units, index=reading.unit)
-                    if reading.start is not None:
-                        unit.load_state_dict(reading.start)
+                    unit = self._open(reading)
                     windows = unit.iter(batch_size=self.window_size)
                 window = next(windows, None)
                 after = unit.state_dict()
             # Every protocol and file format has its own errors.
             except Exception as error:
                 attempt, windows = attempt + 1, None
-                self.retries.pause(attempt, f"Shard {reading.unit} of {self.num_units}", error)
+                name = f"Shard {reading.unit} of {self.num_units}"
+                if attempt > PATIENCE_WITH_CUTS and isinstance(error, CUT):
+                    yield self._remainder(reading, name, error), reading.start or {}
+                    return
+                self.retries.pause(attempt, name, error)
                 continue
             if window is None:
                 return
             attempt = 0
             yield window, after
 
+    def _open(self, reading: Reading) -> IterableDataset:
+        """A unit, where its current window starts."""
+        unit = self.dataset.shard(num_shards=self.num_units, index=reading.unit)
+        if reading.start is not None:
+            unit.load_state_dict(reading.start)
+        return unit
+
+    def _remainder(self, reading: Reading, name: str, error: Exception) -> dict[str, list]:
+        """The last window of an archive that was cut: its whole examples, and one that stands for the broken one."""
+        examples = []
+        with contextlib.suppress(*CUT):
+            for example in self._open(reading).iter(batch_size=1):
+                examples.append(example)
+        logger.warning("%s is cut (%s): the %d whole examples before are read.", name, error, len(examples))
+        names = self.dataset.column_names or []
+        return {column: [*(example[column][0] for example in examples), None] for column in names}
+
 
 class StreamedBatches(torch.utils.data.IterableDataset):
-    """The batches of one process: each of its loading workers runs one lane."""
+    """
+    The batches of one process, each with its lane's position after it. Each loading worker runs one lane, so positions
+    travel with the batches: what a worker has read ahead counts only when the training has taken it.
+    """
 
     def __init__(self, source: "StreamedSource"):
         self.source = source
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Batch, LaneState]]:
         worker, source = get_worker_info(), self.source
         lane = source.lane(source.states_in_turn()[worker.id if worker else 0])
         examples = lane.examples()
         while True:
-            yield source.collect(examples) | {"lane_state": lane.snapshot()}
+            yield source.collect(examples), lane.snapshot()
 
 
 class StreamedSource:
@@ -211,49 +248,32 @@ class StreamedSource:
 
     Args:
         dataset (`datasets.IterableDataset`): with encoded images.
-        views ([`ImageViews`]): what to make of them.
-        image_column, label_column (`str`): names of the columns.
-        batch_size (`int`): images in a batch of one process.
-        seed (`int`): of the order and the views.
-        process_index, num_processes (`int`): which part is this process's.
-        num_workers (`int`): loading workers of each process.
-        window_size (`int`): examples that are shuffled together.
-        retries ([`Retries`]): what to do about failing reads.
-        timeout (`float`): seconds that a worker may take for a batch.
-        pin_memory (`bool`): whether batches go to a GPU.
+        columns ([`Columns`]): names of its columns.
+        views ([`ImageViews`]): what to make of the images.
+        loading ([`Loading`]): how to load them.
+        retries ([`Retries`], *optional*): what to do about failing reads; by default `loading` says how often.
     """
-
-    num_samples = None
 
     def __init__(
         self,
         dataset: IterableDataset,
+        columns: Columns,
         views: ImageViews,
-        image_column: str,
-        label_column: str | None,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        num_workers: int = 0,
-        window_size: int = 1000,
+        loading: Loading,
         retries: Retries | None = None,
-        timeout: float = 0,
-        pin_memory: bool = False,
     ):
         self.dataset = dataset
+        self.image_column = columns.image
+        self.label_column = class_column(dataset, columns.label)
         self.views = views
-        self.image_column = image_column
-        self.label_column = class_column(dataset, label_column)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.window_size = window_size
-        self.retries = retries or Retries()
+        self.loading = loading
+        self.retries = retries or Retries(loading.num_retries)
+        self.num_samples: int | None = None
         self.num_units = min(dataset.num_shards, MAX_UNITS)
-        self.lanes_here = max(num_workers, 1)
-        self.num_lanes = self.lanes_here * num_processes
-        self.first_lane = self.lanes_here * process_index
-        self.loading = loader_options(num_workers, timeout, pin_memory)
+        self.lanes_here = max(loading.num_workers, 1)
+        self.num_lanes = self.lanes_here * loading.share.num_processes
+        self.first_lane = self.lanes_here * loading.share.process_index
+        self.next_lane = 0
         self.load_state_dicts([{"lanes": [LaneState(lane) for lane in range(self.num_lanes)], "next": 0}])
 
     def states_in_turn(self) -> list[LaneState]:
@@ -261,23 +281,24 @@ class StreamedSource:
         return self.states[self.next_lane :] + self.states[: self.next_lane]
 
     def lane(self, state: LaneState) -> Lane:
-        split = (self.num_units, self.num_lanes, self.seed)
-        return Lane(self.dataset, *split, state, self.window_size, self.retries)
+        split = (self.num_units, self.num_lanes, self.loading.seed)
+        return Lane(self.dataset, *split, state, self.loading.window_size, self.retries)
 
-    def collect(self, examples: Iterator[tuple[tuple[int, ...], dict[str, Any]]]) -> Batch:
+    def collect(self, examples: Iterator[Example]) -> Batch:
         """A batch of whole images."""
-        views, labels, num_skipped = [], [], 0
-        while len(views) < self.batch_size:
+        views: list[torch.Tensor] = []
+        labels, num_skipped = [], 0
+        while len(views) < self.loading.batch_size:
             identity, example = next(examples)
             try:
                 views.append(self._views_of(example, identity))
                 labels.append(example[self.label_column] if self.label_column else -1)
             except BrokenImageError:
                 num_skipped += 1
-                if num_skipped > 100 * self.batch_size:
+                if num_skipped > 100 * self.loading.batch_size:
                     raise DataError(f"{num_skipped} images in a row cannot be decoded.") from None
-        batch = {"views": stack_views(views), "num_skipped": num_skipped}
-        return batch | {"labels": torch.tensor(labels)} if self.label_column else batch
+        classes = torch.tensor(labels) if self.label_column else None
+        return Batch(stack_views(views), labels=classes, are_views=True, num_skipped=num_skipped)
 
     def _views_of(self, example: dict[str, Any], identity: tuple[int, ...]) -> torch.Tensor:
         if self.label_column and example[self.label_column] is None:
@@ -285,18 +306,28 @@ class StreamedSource:
         return self.views(example[self.image_column], identity)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
-        for batch in DataLoader(StreamedBatches(self), batch_size=None, **self.loading):
-            state = batch.pop("lane_state")
+        for batch, state in DataLoader(StreamedBatches(self), batch_size=None, **self.loading.options()):
             self.states[state.lane - self.first_lane] = state
             self.next_lane = (self.next_lane + 1) % self.lanes_here
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lanes": self.states, "next": self.next_lane}
+        return {"lanes": list(self.states), "next": self.next_lane, "num_units": self.num_units}
 
     def load_state_dicts(self, states: list[dict[str, Any]]):
+        """
+        Raises:
+            DataError: if the data set had another number of shards then, so that positions mean something else.
+        """
         lanes = [lane for state in states for lane in state["lanes"]]
+        units = [reading.unit + 1 for lane in lanes for reading in lane.queue]
+        then = states[0].get("num_units") or max([self.num_units, *units])
+        if then != self.num_units:
+            raise DataError(
+                f"The data set had at least {then} shards when the checkpoint was written and has {self.num_units} "
+                "now. Resume with the same shards, or train anew."
+            )
         same = len(lanes) == self.num_lanes
-        dealt = deal_again(lanes, self.num_lanes, self.num_units, self.seed)
+        dealt = deal_again(lanes, self.num_lanes, self.num_units, self.loading.seed)
         self.states = dealt[self.first_lane : self.first_lane + self.lanes_here]
         self.next_lane = states[0]["next"] % self.lanes_here if same else 0

@@ -5,10 +5,7 @@ A cache is a folder with the tokenizer, and for each split a folder with `tokens
 wrote and reads. A shard is whole or not there, so that an interrupted run is simply started again.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +16,24 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_from_disk
 from diffusers import VQModel
 
-from .batches import Batch, stack_views
+from ..files import (
+    FolderError,
+    check_same,
+    damaged_files,
+    describe_files,
+    fingerprint,
+    read_json,
+    write_json,
+    written_aside,
+)
+from .batches import Batch, DataError, stack_views
 from .images import BrokenImageError
-from .indexed import drawn_views
-from .views import ImageViews
+from .indexed import BatchedDataset, drawn_views
+from .loading import Columns
+from .views import Crops, ImageViews
 
 METADATA = "tokens.json"
-
+FILES = "files.json"
 
 Tokenize = Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,57 +60,94 @@ class CacheMetadata:
     num_shards: int
 
     def save(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{METADATA}"
-        aside.write_text(json.dumps(asdict(self), indent=1))
-        aside.rename(folder / METADATA)
+        write_json(folder / METADATA, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "CacheMetadata":
-        return cls(**json.loads((folder / METADATA).read_text()))
+        """
+        Raises:
+            FolderError: if the folder is not a cached split.
+        """
+        try:
+            return cls(**read_json(folder / METADATA))
+        except (OSError, TypeError) as error:
+            raise FolderError(
+                f"{folder} is not a split of a token cache, as scripts/cache_tokens.py makes it."
+            ) from error
 
     def check_same(self, other: "CacheMetadata", folder: Path):
         """
         Raises:
-            SystemExit: naming what differs.
+            FolderError: naming what differs.
         """
-        there, now = asdict(self), json.loads(json.dumps(asdict(other)))
-        different = [f"{name}: {there[name]} there, {now[name]} now" for name in there if there[name] != now[name]]
-        if different:
-            raise SystemExit(
-                f"{folder} holds tokens that were made otherwise ({'; '.join(different)}). Use the same values, or "
-                "another folder."
-            )
-
-
-def fingerprint(tokenizer: VQModel) -> str:
-    """A hash of a tokenizer's configuration and weights."""
-    configuration = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+        check_same(folder, "tokens", asdict(self), asdict(other))
 
 
 def transform_values(views: ImageViews) -> dict[str, Any]:
     """What decides on the views, in terms of JSON."""
-    return json.loads(json.dumps(vars(views)))
+    size = {"image_size": list(views.image_size), "channels": views.channels, "num_views": views.num_views}
+    return size | _crop_values(views.crops)
+
+
+def _crop_values(crops: Crops) -> dict[str, Any]:
+    return {
+        "crop_scale_min": crops.scale_min,
+        "crop_ratio_max": crops.ratio_max,
+        "horizontal_flip": crops.flip,
+    }
 
 
 def shard_folder(folder: Path, index: int, num_shards: int) -> Path:
     return folder / f"shard-{index:05d}-of-{num_shards:05d}"
 
 
-def missing_shards(folder: Path, num_shards: int) -> list[int]:
-    return [index for index in range(num_shards) if not shard_folder(folder, index, num_shards).exists()]
+def damaged_shards(folder: Path, num_shards: int, *, read: bool) -> dict[int, str]:
+    """
+    What is wrong with the shards of a split, by their numbers.
+
+    Args:
+        read (`bool`): compare hashes too, for which all shards are read.
+    """
+    damage = {}
+    for index in range(num_shards):
+        wrong = _damage(shard_folder(folder, index, num_shards), read)
+        if wrong:
+            damage[index] = wrong
+    return damage
+
+
+def _damage(shard: Path, read: bool) -> str:
+    if not shard.is_dir():
+        return "is missing"
+    if not (shard / FILES).exists():
+        return _damage_of_unlisted(shard)
+    try:
+        wrong = damaged_files(shard, read_json(shard / FILES), read=read)
+    except FolderError as error:
+        return f"cannot be read: {error}"
+    return "; ".join(f"{name} {what}" for name, what in wrong.items())
+
+
+def _damage_of_unlisted(shard: Path) -> str:
+    """Of a shard that is older than its list of files."""
+    try:
+        load_from_disk(shard)
+    # What reads Arrow files has many errors.
+    except Exception as error:
+        return f"cannot be read: {error}"
+    return ""
+
+
+def _load_shard(shard: Path) -> Dataset | None:
+    """A shard's rows, if it has any: `datasets` writes no file for none, and cannot read that."""
+    return load_from_disk(shard) if any(shard.glob("*.arrow")) else None
 
 
 def encode_shard(
     rows: Dataset | IterableDataset,
     tokenize: Tokenize,
     views: ImageViews,
-    columns: tuple[str, str | None],
+    columns: Columns,
     seed: tuple[int, ...],
     batch_size: int,
     num_threads: int = 1,
@@ -115,7 +160,7 @@ def encode_shard(
         tokenize (`Callable`): from uint8 images (batch_size, channels, height, width) to codes
             (batch_size, sequence_length).
         views ([`ImageViews`]): `num_views` of each image.
-        columns (`tuple[str, str]`): names of the columns with the images and, if there is one, the labels.
+        columns ([`Columns`]): names of the columns with the images and, if there is one, the labels.
         seed (`tuple[int, ...]`): the shard's. The views of its i-th row depend on it and i alone.
         batch_size, num_threads (`int`): images at once, and threads that decode them.
 
@@ -131,13 +176,13 @@ def encode_shard(
                 codes = tokenize(stack_views(pixels)).unflatten(0, (views.num_views, len(pixels)))
                 tokens.append(codes.transpose(0, 1).flatten(1).cpu().numpy().astype(np.uint16))
                 labels += batch_labels
-    return _as_dataset(tokens, labels if columns[1] else None), num_skipped
+    return _as_dataset(tokens, labels if columns.label else None), num_skipped
 
 
 def _decoded(
-    rows: Iterable,
+    rows: Dataset | IterableDataset,
     views: ImageViews,
-    columns: tuple[str, str | None],
+    columns: Columns,
     seed: tuple[int, ...],
     batch_size: int,
     pool: ThreadPoolExecutor,
@@ -150,12 +195,12 @@ def _decoded(
 
     start = 0
     for batch in rows.iter(batch_size=batch_size):
-        images = batch[columns[0]]
+        images = batch[columns.image]
         pixels = list(pool.map(decode, images, range(start, start + len(images))))
         start += len(images)
-        whole = [i for i, views_of_image in enumerate(pixels) if views_of_image is not None]
-        labels = [batch[columns[1]][i] for i in whole] if columns[1] else []
-        yield [pixels[i] for i in whole], labels, len(pixels) - len(whole)
+        whole = {i: views_of_image for i, views_of_image in enumerate(pixels) if views_of_image is not None}
+        labels = [batch[columns.label][i] for i in whole] if columns.label else []
+        yield list(whole.values()), labels, len(pixels) - len(whole)
 
 
 def _as_dataset(tokens: list[np.ndarray], labels: list[int] | None) -> Dataset:
@@ -169,13 +214,12 @@ def _as_dataset(tokens: list[np.ndarray], labels: list[int] | None) -> Dataset:
 
 def save_shard(shard: Dataset, folder: Path):
     """Writes a shard aside and puts it in its place when it is whole."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shard.save_to_disk(aside)
-    aside.rename(folder)
+    with written_aside(folder) as aside:
+        shard.save_to_disk(aside)
+        write_json(aside / FILES, describe_files(aside))
 
 
-class CachedTokens(torch.utils.data.Dataset):
+class CachedTokens(BatchedDataset):
     """
     The rows of a cached split, fetched a batch at a time. Another view is drawn in each epoch.
 
@@ -184,26 +228,32 @@ class CachedTokens(torch.utils.data.Dataset):
         views_per_image (`int`): how many different views of an image a batch holds, 2 for contrastive training.
 
     Raises:
-        SystemExit: with a message, if the cache is not whole or has too few views.
+        FolderError: if the cache is incomplete or has too few views.
     """
 
     def __init__(self, folder: Path, views_per_image: int = 1):
-        self.metadata = load_metadata(folder)
+        self.folder = folder
+        self.metadata = CacheMetadata.load(folder)
         num_shards, num_views = self.metadata.num_shards, self.metadata.transform["num_views"]
-        missing = missing_shards(folder, num_shards)
-        if missing:
-            raise SystemExit(
-                f"{folder} has only {num_shards - len(missing)} of {num_shards} shards: run scripts/cache_tokens.py "
-                "again, it goes on where it was stopped."
+        damage = damaged_shards(folder, num_shards, read=False)
+        if damage:
+            index, what = next(iter(damage.items()))
+            raise FolderError(
+                f"{len(damage)} of {num_shards} shards of {folder} are missing or damaged, the first being "
+                f"{shard_folder(folder, index, num_shards).name}: it {what}. Run scripts/cache_tokens.py again, which "
+                "makes them."
             )
         if views_per_image > num_views:
-            raise SystemExit(
+            raise FolderError(
                 f"{folder} holds {num_views} views of each image, {views_per_image} different ones are needed: make "
                 f"it again with `--views {views_per_image}` or more."
             )
         self.views_per_image = views_per_image
-        shards = [load_from_disk(shard_folder(folder, index, num_shards)) for index in range(num_shards)]
-        self._map_memory(concatenate_datasets([shard for shard in shards if len(shard)]), num_views)
+        shards = [_load_shard(shard_folder(folder, index, num_shards)) for index in range(num_shards)]
+        filled = [shard for shard in shards if shard is not None]
+        if not filled:
+            raise FolderError(f"{folder} holds no tokens: every image was broken.")
+        self._map_memory(concatenate_datasets(filled), num_views)
 
     def _map_memory(self, dataset: Dataset, num_views: int):
         """Keeps views into the memory-mapped files: a row is then read without a copy of what is around it."""
@@ -212,20 +262,14 @@ class CachedTokens(torch.utils.data.Dataset):
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks])
         self.labels = torch.tensor(dataset["label"][:]) if "label" in dataset.column_names else None
 
-    def check(self, tokenizer: VQModel, transform: dict[str, Any], grid_size: tuple[int, int]):
+    def check(self, tokenizer: VQModel, crops: Crops, grid_size: tuple[int, int]):
         """
         Raises:
-            SystemExit: with a message, if the tokens were made with another tokenizer or otherwise than `transform`
-                (values of [`ImageViews`]) says, or have another grid.
+            FolderError: if the tokens were made with another tokenizer or other crops, or have another grid.
         """
-        made = self.metadata
-        there = {"tokenizer": made.tokenizer, "grid_size": list(made.grid_size), **made.transform}
-        now = {"tokenizer": fingerprint(tokenizer), "grid_size": list(grid_size), **transform}
-        different = [f"{name} is {there[name]} there and {now[name]} here" for name in now if there[name] != now[name]]
-        if different:
-            raise SystemExit(
-                f"The token cache does not fit: {'; '.join(different)}. Train with its values, or make it again."
-            )
+        now = {"tokenizer": fingerprint(tokenizer), "grid_size": list(grid_size), **_crop_values(crops)}
+        there = {**asdict(self.metadata), **self.metadata.transform}
+        check_same(self.folder, "tokens", {name: there[name] for name in now}, now)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -237,11 +281,11 @@ class CachedTokens(torch.utils.data.Dataset):
         tokens = np.empty((*views.shape, self.chunks[0].shape[2]), np.int64)
         for i, (number, index) in enumerate(zip(numbers, indices - self.ends[numbers], strict=True)):
             tokens[:, i] = self.chunks[number][index, views[:, i]]
-        batch = {"input_ids": torch.from_numpy(tokens).flatten(0, 1)}
-        return batch if self.labels is None else batch | {"labels": self.labels[indices]}
+        labels = None if self.labels is None else self.labels[indices]
+        return Batch(input_ids=torch.from_numpy(tokens).flatten(0, 1), labels=labels)
 
     def first_views(self, limit: int) -> torch.Tensor:
-        """(num_images, sequence_length) tokens of the first view of the first images, for evaluation."""
+        """(num_images, sequence_length) tokens of the first view of the first images, for validation."""
         rows = np.concatenate([chunk[:limit, 0] for chunk in self.chunks[: 1 + limit // len(self.chunks[0])]])
         return torch.from_numpy(rows[:limit].astype(np.int64))
 
@@ -251,16 +295,9 @@ def cached_class_settings(folder: Path) -> dict[str, Any]:
     `num_classes` and `id2label` of [`MageConfig`] for the labels of a cached split.
 
     Raises:
-        SystemExit: with a message, if it has none.
+        DataError: if it has none.
     """
-    classes = load_metadata(folder).dataset.get("classes")
+    classes = CacheMetadata.load(folder).dataset.get("classes")
     if not classes:
-        raise SystemExit(f"There are no classes to condition on: {folder} was made without `--label_column`.")
+        raise DataError(f"There are no classes to condition on: {folder} was made without `--label_column`.")
     return {"num_classes": len(classes), "id2label": dict(enumerate(classes))}
-
-
-def load_metadata(folder: Path) -> CacheMetadata:
-    try:
-        return CacheMetadata.load(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(f"{folder} is no split of a token cache, as scripts/cache_tokens.py makes it.") from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import kornia.augmentation as augmentation
@@ -10,14 +11,30 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .images import BrokenImageError, _opened, in_mode_of, to_array
+from .batches import Batch
+from .images import BrokenImageError, in_mode_of, opened, to_array
 
 # Left, upper, right and lower edge, in pixels.
 Box = tuple[int, int, int, int]
 
-
 # How many times as large as the view a crop must stay in a draft. From 2 on, Pillow says, one hardly sees it.
 DRAFT_REDUCING_GAP = 2
+
+
+@dataclass(frozen=True)
+class Crops:
+    """
+    How views of an image are drawn.
+
+    Attributes:
+        scale_min (`float`): least share of the area that is kept; 1 does not crop.
+        ratio_max (`float`): largest ratio of the crop's sides.
+        flip (`bool`): whether half of the images are mirrored.
+    """
+
+    scale_min: float = 0.2
+    ratio_max: float = 4 / 3
+    flip: bool = True
 
 
 class RandomViews(nn.Module):
@@ -26,27 +43,21 @@ class RandomViews(nn.Module):
 
     Args:
         image_size (`tuple[int, int]`): height and width of the views.
-        crop_scale_min (`float`): least share of the area that is kept; 1 does not crop.
-        crop_ratio_max (`float`): largest ratio of the crop's sides.
-        horizontal_flip (`bool`): whether half of the images are mirrored.
+        crops ([`Crops`]): how they are drawn.
+        num_views (`int`): views of each image.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        crop_scale_min: float = 0.2,
-        crop_ratio_max: float = 4 / 3,
-        horizontal_flip: bool = True,
-    ):
+    def __init__(self, image_size: tuple[int, int], crops: Crops = Crops(), num_views: int = 1):
         super().__init__()
-        steps = []
-        if crop_scale_min < 1:
-            ratio = (1 / crop_ratio_max, crop_ratio_max)
+        self.num_views = num_views
+        steps: list[nn.Module] = []
+        if crops.scale_min < 1:
+            ratio = (1 / crops.ratio_max, crops.ratio_max)
             crop = augmentation.RandomResizedCrop(
-                tuple(image_size), (crop_scale_min, 1.0), ratio, resample="BICUBIC", cropping_mode="resample"
+                image_size, (crops.scale_min, 1.0), ratio, resample="BICUBIC", cropping_mode="resample"
             )
             steps.append(crop)
-        if horizontal_flip:
+        if crops.flip:
             steps.append(augmentation.RandomHorizontalFlip())
         self.steps = nn.ModuleList(steps)
 
@@ -64,6 +75,19 @@ class RandomViews(nn.Module):
             views = step(views)
         return views.clamp(0, 1)
 
+    def of(self, batch: Batch) -> torch.Tensor:
+        """
+        The views that a batch of pixels holds, or else new ones of its images.
+
+        Returns:
+            `torch.Tensor` of shape `(num_views x batch_size, channels, height, width)`, float32 in [0, 1].
+        """
+        if batch.pixels is None:
+            raise ValueError("The batch holds tokens, of which no views can be drawn.")
+        if batch.are_views:
+            return batch.pixels.float() / 255
+        return self(batch.pixels.repeat(self.num_views, 1, 1, 1))
+
 
 class ImageViews:
     """
@@ -73,24 +97,23 @@ class ImageViews:
         image_size (`tuple[int, int]`): height and width of the views.
         channels (`int`): 3, or 1 for grey.
         num_views (`int`): views of each image.
-        crop_scale_min, crop_ratio_max, horizontal_flip: see [`RandomViews`].
+        crops ([`Crops`]): how they are drawn.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        channels: int = 3,
-        num_views: int = 1,
-        crop_scale_min: float = 0.2,
-        crop_ratio_max: float = 4 / 3,
-        horizontal_flip: bool = True,
-    ):
-        self.image_size = tuple(image_size)
+    def __init__(self, image_size: tuple[int, int], channels: int = 3, num_views: int = 1, crops: Crops = Crops()):
+        self.image_size = image_size
         self.channels = channels
         self.num_views = num_views
-        self.crop_scale_min = crop_scale_min
-        self.crop_ratio_max = crop_ratio_max
-        self.horizontal_flip = horizontal_flip
+        self.crops = crops
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a view."""
+        return self.channels, *self.image_size
+
+    def on_device(self) -> RandomViews:
+        """What draws such views of whole batches."""
+        return RandomViews(self.image_size, self.crops, self.num_views)
 
     def __call__(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """
@@ -107,7 +130,7 @@ class ImageViews:
         random = np.random.default_rng(seed)
         # Damaged files make Pillow's decoders raise nearly anything.
         try:
-            image = _opened(image)
+            image = opened(image)
             draws = [self._draw(image.size, random) for _ in range(self.num_views)]
             scale = draft(image, [box for box, _ in draws], self.image_size)
             return torch.from_numpy(np.stack([self._view(image, scale, *draw) for draw in draws]))
@@ -116,8 +139,8 @@ class ImageViews:
 
     def _draw(self, size: tuple[int, int], random: np.random.Generator) -> tuple[Box, bool]:
         """What to crop, and whether to mirror it."""
-        box = crop_box(size, self.crop_scale_min, self.crop_ratio_max, random)
-        return box, self.horizontal_flip and random.random() < 0.5
+        box = crop_box(size, self.crops, random)
+        return box, self.crops.flip and random.random() < 0.5
 
     def _view(self, image: Image.Image, scale: float, box: Box, mirror: bool) -> np.ndarray:
         height, width = self.image_size
@@ -149,15 +172,15 @@ def draft(image: Image.Image, boxes: Sequence[Box], image_size: tuple[int, int])
     return 1 / round(width / image.width)
 
 
-def crop_box(size: tuple[int, int], scale_min: float, ratio_max: float, random: np.random.Generator) -> Box:
+def crop_box(size: tuple[int, int], crops: Crops, random: np.random.Generator) -> Box:
     """
     Left, upper, right and lower edge of a random crop of an image of `size` (width, height): its area uniform in
-    [scale_min, 1], its ratio log-uniform. After ten tries that do not fit, the whole image.
+    [`scale_min`, 1], its ratio log-uniform. After ten tries that do not fit, the whole image.
     """
     width, height = size
-    for _ in range(10 if scale_min < 1 else 0):
-        area = width * height * random.uniform(scale_min, 1)
-        ratio = math.exp(random.uniform(-math.log(ratio_max), math.log(ratio_max)))
+    for _ in range(10 if crops.scale_min < 1 else 0):
+        area = width * height * random.uniform(crops.scale_min, 1)
+        ratio = math.exp(random.uniform(-math.log(crops.ratio_max), math.log(crops.ratio_max)))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left, upper = random.integers(width - crop_width + 1), random.integers(height - crop_height + 1)

@@ -10,7 +10,7 @@ from datasets import Array3D, Features
 from torch import Tensor
 from tqdm import tqdm
 
-from .features import FeatureBatch, FeatureExtractor
+from .feature_networks import FeatureBatch, FeatureNetwork
 from .statistics import (
     FeatureReservoir,
     GaussianStatistics,
@@ -21,7 +21,7 @@ from .statistics import (
     save_statistics,
     scramble,
 )
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "uint8")
 _ROWS_PER_BLOCK = 256  # of matrices of pairs: 100 MB in float64 against 50,000 samples
@@ -32,7 +32,7 @@ class _GenerationMetric(StreamingMetric):
     inputs: ClassVar[Features] = Features({"predictions": _IMAGES, "references": _IMAGES})
 
     def __init__(self, feature_network: Any = "inception", **kwargs: Any):
-        self.extractor = FeatureExtractor(feature_network)
+        self.feature_network = FeatureNetwork(feature_network)
         self._fixed: dict[str, Statistics] = {}
         super().__init__(**kwargs)
 
@@ -49,13 +49,13 @@ class _GenerationMetric(StreamingMetric):
                 continue
             if side in self._fixed:
                 raise ValueError(f"The `{side}` of {self.name} were loaded from a file; it takes no more of them.")
-            self.update_side(side, self.extractor(inputs))
+            self.update_side(side, self.feature_network(inputs))
 
     def update_side(self, side: str, batch: FeatureBatch) -> None:
         """Add a batch to one side's statistics."""
         self.statistics[side].update(batch.features)
 
-    def gather(self) -> dict[str, Statistics] | None:
+    def gather(self) -> dict[str, Any] | None:
         statistics = super().gather()
         return None if statistics is None else statistics | self._fixed
 
@@ -102,7 +102,7 @@ class FrechetInceptionDistance(_GenerationMetric):
     covariance is then singular, and FID is biased upwards by far more than methods differ.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         kwargs: those of [`StreamingMetric`].
     """
 
@@ -122,7 +122,7 @@ class FrechetInceptionDistance(_GenerationMetric):
 
 
 def _check_moments(side: str, statistics: GaussianStatistics) -> None:
-    if statistics.mean is None or statistics.count == 1:
+    if statistics.is_empty or statistics.count == 1:
         raise ValueError(f"FID needs at least two samples on each side; got {statistics.count} {side}.")
     if not (statistics.mean.isfinite().all() and statistics.scatter.isfinite().all()):
         raise ValueError(f"The features of the {side} hold NaN or infinity.")
@@ -162,7 +162,7 @@ class InceptionScore(_GenerationMetric):
     `compute` returns `{"inception_score": mean, "inception_score_std": standard deviation}`.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         num_splits (`int`, *optional*, defaults to 10): the usual number of parts.
         kwargs: those of [`StreamingMetric`].
     """
@@ -232,18 +232,18 @@ class _ReservoirMetric(_GenerationMetric):
 class KernelInceptionDistance(_ReservoirMetric):
     r"""KID: the squared maximum mean discrepancy under the kernel :math:`(x^\top y / D + 1)^3` (arXiv 1801.01401).
 
-    Unlike FID it is unbiased at any number of samples. The usual figure is a mean over random subsets, which
-    approximates the estimate over all pairs of samples; this is that estimate itself, over up to `max_samples` samples
-    a side, with the spread over subsets beside it. Which samples are kept follows from their content, so that
-    memory is constant and any order, batching and split over processes give the same result; equal images are kept or
-    left out together. (The third moments with
-    which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for Inception.)
+    Unlike FID it is unbiased at any number of samples. The usual estimate is a mean over random subsets,
+    which approximates the one over all pairs of samples; this is the latter, over up to `max_samples` samples a side,
+    with the spread over subsets. Which samples are kept follows from their content, so that memory is constant and any
+    order, batching and split over processes give the same result; equal images are kept or left out together. (The
+    third moments with which the kernel could be summed over all samples would take D^3 / 6 numbers, 11 GB for
+    Inception.)
 
     Takes what [`FrechetInceptionDistance`] takes. `compute` returns `{"kid": estimate, "kid_std": spread}`. Slightly
     negative estimates are in the nature of an unbiased one.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`].
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`].
         max_samples (`int`, *optional*, defaults to 10000): samples kept a side; `None` keeps all.
         num_subsets (`int`, *optional*, defaults to 100), subset_size (`int`, *optional*, defaults to 1000): for the
             spread; subsets hold half of the samples at most.
@@ -282,7 +282,7 @@ def polynomial_mmd(x: Tensor, y: Tensor, description: str | None = None) -> Tens
     With a `description` it shows its progress.
     """
     between = _kernel_sum(x, y, description) / (len(x) * len(y))
-    within = 0
+    within = torch.zeros_like(between)
     for z in (x, y):
         diagonal = (z.square().mean(dim=1) + 1).pow(3).sum()
         within += (_kernel_sum(z, z, description) - diagonal) / (len(z) * (len(z) - 1))
@@ -319,8 +319,8 @@ class PrecisionRecall(_ReservoirMetric):
     of all samples are kept (float32), and time grows with the square of their number.
 
     Args:
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureExtractor`]. The
-            paper uses VGG-16; figures of different networks do not compare.
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): see [`FeatureNetwork`]. The
+            paper uses VGG-16; scores by different networks do not compare.
         num_neighbors (`int`, *optional*, defaults to 3): k.
         max_samples (`int`, *optional*): keep only so many samples a side, to bound memory and time.
         kwargs: those of [`StreamingMetric`].

@@ -1,15 +1,19 @@
 """Scores of reconstructed images against their originals, and of a tokenizer over a data set."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from datasets import Array3D, Features
-from torch import Tensor, nn
+from datasets import Array3D, Features, List, Value
+from diffusers import VQModel
+from torch import Tensor
 
+from ..image_tokens import decode_images, encode_images, set_pixel_range
+from .feature_networks import FeatureBatch
 from .generation import FrechetInceptionDistance
 from .statistics import SumStatistics
-from .streaming import StreamingMetric
+from .streaming_metric import StreamingMetric
 
 _IMAGES = Array3D((None, None, None), "float32")
 
@@ -84,45 +88,134 @@ class StructuralSimilarity(_ReconstructionMetric):
         return ssim(predictions, references, window, padding="valid").flatten(1).mean(dim=1)
 
 
-class TokenizerScores:
-    """Reconstruction PSNR, SSIM and FID (rFID) of a tokenizer over a data set.
+class PerceptualDifference(_ReconstructionMetric):
+    """The mean over images of how different they look to a network, 0 for equal images.
+
+    Takes what [`PeakSignalNoiseRatio`] takes. `compute` returns `{"perceptual_distance": distance}`.
 
     Args:
-        tokenizer (`diffusers.VQModel`): called on pixel values, gives the reconstruction as `sample`.
-        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureExtractor`].
-        pixel_range (`tuple[float, float]`, *optional*, defaults to `(0, 1)`): what black and white are to the
-            tokenizer.
+        distance (callable): two `(N, C, H, W)` in [0, 1] to `(N,)`.
+        kwargs: those of [`StreamingMetric`].
+    """
+
+    description = "Perceptual distance"
+    key: ClassVar[str] = "perceptual_distance"
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], **kwargs: Any):
+        self.distance = distance
+        super().__init__(**kwargs)
+
+    def image_scores(self, predictions: Tensor, references: Tensor) -> Tensor:
+        return self.distance(predictions, references)
+
+
+class CodeUsage(StreamingMetric):
+    """How many of a codebook's codes occur at all, and the perplexity of their distribution.
+
+    Inputs of `add_batch` and `compute`:
+        predictions: tokens of any shape.
+
+    `compute` returns `{"codes_used": number, "code_perplexity": exp of the entropy}`.
+
+    Args:
+        codebook_size (`int`): how many codes there are.
+        kwargs: those of [`StreamingMetric`].
+    """
+
+    description = "Use of a codebook"
+    inputs: ClassVar[Features] = Features({"predictions": List(Value("int64"))})
+
+    def __init__(self, codebook_size: int, **kwargs: Any):
+        self.codebook_size = codebook_size
+        super().__init__(**kwargs)
+
+    def new_statistics(self) -> dict[str, SumStatistics]:
+        return {"counts": SumStatistics()}
+
+    def update(self, predictions: Any, references: Any) -> None:
+        tokens = torch.as_tensor(predictions).flatten().cpu()
+        self.statistics["counts"].add(counts=torch.bincount(tokens, minlength=self.codebook_size))
+
+    def score(self, counts: SumStatistics) -> dict[str, float]:
+        if not counts.sums:
+            raise ValueError(f"{self.name} has seen no samples; call `add_batch` before `compute`.")
+        occurrences = counts.sums["counts"].double()
+        entropy = torch.special.entr(occurrences / occurrences.sum()).sum()
+        return {"codes_used": int((occurrences > 0).sum()), "code_perplexity": float(entropy.exp())}
+
+
+class TokenizerScores:
+    """Reconstruction PSNR, SSIM and FID (rFID) of a tokenizer over a data set, and how it uses its codes.
+
+    Args:
+        tokenizer (`diffusers.VQModel`): what is scored.
+        feature_network (`str` or callable, *optional*, defaults to `"inception"`): for rFID, see [`FeatureNetwork`];
+            or a mapping from names to several, for each of which there is then an `rfid (NAME)`.
+        pixel_range (`tuple[float, float]`, *optional*): what black and white are to the tokenizer, where that is not
+            what its configuration says.
+        perceptual (callable, *optional*): also gives the [`PerceptualDifference`] of this distance.
         kwargs: those of [`StreamingMetric`], for every metric.
     """
 
     def __init__(
         self,
-        tokenizer: nn.Module,
+        tokenizer: VQModel,
         feature_network: Any = "inception",
-        pixel_range: tuple[float, float] = (0.0, 1.0),
+        pixel_range: tuple[float, float] | None = None,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ):
-        self.tokenizer, self.pixel_range = tokenizer.eval(), pixel_range
-        self.paired = [PeakSignalNoiseRatio(**kwargs), StructuralSimilarity(**kwargs)]
-        self.fid = FrechetInceptionDistance(feature_network, **kwargs)
+        self.tokenizer = tokenizer.eval()
+        if pixel_range is not None:
+            set_pixel_range(tokenizer, *pixel_range)
+        self.paired: list[_ReconstructionMetric] = [PeakSignalNoiseRatio(**kwargs), StructuralSimilarity(**kwargs)]
+        if perceptual is not None:
+            self.paired.append(PerceptualDifference(perceptual, **kwargs))
+        networks = feature_network if isinstance(feature_network, Mapping) else {"": feature_network}
+        self.fids = {name: FrechetInceptionDistance(network, **kwargs) for name, network in networks.items()}
+        self.usage = CodeUsage(tokenizer.config.num_vq_embeddings, **kwargs)
 
-    def add_batch(self, images: Tensor) -> None:
-        """Add originals `(N, C, H, W)`, uint8 or floats in [0, 1]."""
+    def features(self, images: Tensor) -> dict[str, FeatureBatch]:
+        """What each feature network makes of images `(N, C, H, W)`, uint8 or floats in [0, 1]."""
+        return {name: fid.feature_network(_unit_range(images)) for name, fid in self.fids.items()}
+
+    def add_batch(self, images: Tensor, features: Mapping[str, FeatureBatch] | None = None) -> None:
+        """Add originals.
+
+        Args:
+            images (`torch.Tensor` of shape `(N, C, H, W)`): uint8, or floats in [0, 1].
+            features (`Mapping[str, FeatureBatch]`, *optional*): the [`features`] of the same images, where they have
+                been computed for another tokenizer.
+        """
         images = _unit_range(images).to(self.tokenizer.device)
-        reconstructions = self.reconstruct(images)
-        for metric in (*self.paired, self.fid):
+        tokens = self.encode(images)
+        self.usage.add_batch(predictions=tokens)
+        reconstructions = self.decode(tokens)
+        for metric in self.paired:
             metric.add_batch(predictions=reconstructions, references=images)
+        features = features or self.features(images)
+        for name, fid in self.fids.items():
+            fid.add_batch(predictions=reconstructions, references=features[name])
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] through the tokenizer and back, clipped to [0, 1]: `(N, C, H, W)`."""
-        low, high = self.pixel_range
-        pixel_values = (images * (high - low) + low).to(self.tokenizer.dtype)
-        return ((self.tokenizer(pixel_values).sample.float() - low) / (high - low)).clamp(0, 1)
+    def encode(self, images: Tensor) -> Tensor:
+        """The tokens `(N, rows, columns)` of images in [0, 1]."""
+        return encode_images(self.tokenizer, images)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The images `(N, C, H, W)` of tokens, clipped to [0, 1]."""
+        return decode_images(self.tokenizer, tokens).float().clamp(0, 1)
 
     def compute(self) -> dict[str, float] | None:
-        """`{"psnr": ..., "ssim": ..., "rfid": ...}` on process 0, `None` on the others."""
-        results = [metric.compute() for metric in (*self.paired, self.fid)]
-        if results[0] is None:
+        """
+        `{"psnr", "ssim", "perceptual_distance", "rfid", "codes_used", "code_perplexity"}`, the perceptual distance
+        where there is one, on process 0; `None` on the others.
+        """
+        paired = [metric.compute() for metric in self.paired]
+        distances = {name: fid.compute() for name, fid in self.fids.items()}
+        usage = self.usage.compute()
+        if usage is None:
             return None
-        return results[0] | results[1] | {"rfid": results[2]["fid"]}
+        scores = {name: value for result in [*paired, usage] for name, value in (result or {}).items()}
+        for name, result in distances.items():
+            scores[f"rfid ({name})" if name else "rfid"] = (result or {})["fid"]
+        return scores

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import written_aside
+
 
 class Statistics(ABC):
     """What a metric remembers of the samples that it has seen.
@@ -68,12 +70,17 @@ class GaussianStatistics(Statistics):
 
     Attributes:
         count (`int`): samples seen; 0 for statistics that came from a file without a count.
-        mean (`torch.Tensor` of shape `(D,)`): float64, `None` at first.
-        scatter (`torch.Tensor` of shape `(D, D)`): the covariance times `count - 1`; float64, `None` at first.
+        mean (`torch.Tensor` of shape `(D,)`): float64; D is 0 at first.
+        scatter (`torch.Tensor` of shape `(D, D)`): the covariance times `count - 1`; float64.
     """
 
     def __init__(self):
-        self.count, self.mean, self.scatter = 0, None, None
+        self.count, self.mean = 0, torch.empty(0, dtype=torch.float64)
+        self.scatter = torch.empty(0, 0, dtype=torch.float64)
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.mean)
 
     @property
     def covariance(self) -> Tensor:
@@ -91,14 +98,14 @@ class GaussianStatistics(Statistics):
         self.scatter.addmm_(rows.T, rows)
 
     def merge(self, other: "GaussianStatistics") -> None:
-        if other.mean is not None:
+        if not other.is_empty:
             correction = self._shift(other.mean, other.count)
             self.scatter += other.scatter.to(self.mean.device)
             self.scatter.addr_(correction, correction)
 
     def _shift(self, mean: Tensor, count: int) -> Tensor:
         """Count `count` samples of mean `mean`; returns the vector whose square their means' distance adds."""
-        if self.mean is None:
+        if self.is_empty:
             self.mean, self.scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
         if self.mean.shape != mean.shape:
             raise ValueError(f"Features had {len(self.mean)} numbers so far; got some of {len(mean)}.")
@@ -109,13 +116,13 @@ class GaussianStatistics(Statistics):
         return correction
 
     def state_dict(self) -> dict[str, Tensor]:
-        if self.mean is None:
+        if self.is_empty:
             return {}
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.count = int(state.get("count", 0))
-        self.mean, self.scatter = state.get("mean"), state.get("scatter")
+        if state:
+            self.count, self.mean, self.scatter = int(state.get("count", 0)), state["mean"], state["scatter"]
 
 
 class FeatureReservoir(Statistics):
@@ -222,7 +229,8 @@ def save_statistics(path: str | Path, statistics: Mapping[str, Statistics], **me
         for name, item in statistics.items()
         for key, tensor in item.state_dict().items()
     }
-    save_file(tensors, path, {"format": "pt", "statistics": json.dumps(metadata)})
+    with written_aside(path) as aside:
+        save_file(tensors, aside, {"format": "pt", "statistics": json.dumps(metadata)})
 
 
 def load_statistics(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

@@ -1,6 +1,8 @@
-"""Fine-tuning a classifier (section 4.4): what happens to its images, and keeping the best of it."""
+"""Fine-tuning a classifier (section 4.4): its images, its learning rates by layer, and keeping the best of it."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration_mage import MageConfig
 from ..data.tokenization import tokenize
-from ..modeling_mage import MageForImageClassification
+from ..files import written_aside
+from .classifiers import classifier_of, save_classifier
 from .mixing import Mixup
 from .rand_augment import RandAugment
 
@@ -89,7 +92,8 @@ class BestClassifier:
         self.accuracy, self.loss = scores["accuracy"], scores["loss"]
         state = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
-            write_classifier(state, self.config, self.tokenizer, self.processor, self.folder)
+            with written_aside(self.folder) as aside:
+                save_classifier(classifier_of(state, self.config, self.tokenizer), self.processor, aside)
 
     def state_dict(self) -> dict[str, float]:
         return {"accuracy": self.accuracy, "loss": self.loss}
@@ -98,23 +102,38 @@ class BestClassifier:
         vars(self).update(state)
 
 
-def write_classifier(
-    state: dict[str, torch.Tensor],
-    config: MageConfig,
-    tokenizer: VQModel,
-    processor: CLIPImageProcessorPil,
-    folder: str | Path,
-    **kwargs,
-):
+def layer_id(parameter_name: str, num_hidden_layers: int) -> int:
+    """0 for the embeddings, `i + 1` for the encoder's i-th layer, `num_hidden_layers + 1` for all that comes after."""
+    name = parameter_name.removeprefix("module.").removeprefix("mage.")
+    if name.startswith("embeddings."):
+        return 0
+    layer = re.match(r"layers\.(\d+)\.", name)
+    return int(layer.group(1)) + 1 if layer else num_hidden_layers + 1
+
+
+def layer_decay_groups(
+    model: nn.Module, num_hidden_layers: int, learning_rate: float, layer_decay: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """
-    Writes the folder that `AutoModelForImageClassification` and `pipeline("image-classification")` load.
+    An optimizer's parameter groups: each layer has the `layer_decay`-fold learning rate of the layer after it, the
+    head has `learning_rate`. Biases and other parameters of one dimension are not decayed (section 4.4).
 
     Args:
-        state (`dict`): weights of a [`MageForImageClassification`] without its tokenizer.
-        kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
+        model (`nn.Module`): a classifier; what does not require a gradient is left out.
+
+    Returns:
+        `list[dict[str, Any]]` with `params`, `lr`, `weight_decay`, and `layer_id` for whoever reads them.
     """
-    model = MageForImageClassification(MageConfig(**{**config.to_dict(), "vq_config": None}))
-    model.load_state_dict(state)
-    model.mage.vqvae, model.config.vq_config = tokenizer, config.vq_config
-    model.save_pretrained(folder, **kwargs)
-    processor.save_pretrained(folder, **kwargs)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        number, is_decayed = layer_id(name, num_hidden_layers), parameter.ndim > 1
+        new = {
+            "params": [],
+            "lr": learning_rate * layer_decay ** (num_hidden_layers + 1 - number),
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "layer_id": number,
+        }
+        groups.setdefault((number, is_decayed), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

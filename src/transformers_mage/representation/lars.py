@@ -1,6 +1,6 @@
 """LARS (arXiv 1708.03888), as linear probing uses it: each weight matrix moves in proportion to its own size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,13 +33,13 @@ class LARS(torch.optim.Optimizer):
     ):
         values = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         for name, value in values.items():
-            if value < 0:
+            if not value >= 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {value}.")
         super().__init__(params, values)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update; `closure`, if given, is called for the loss first."""
+    def step(self, closure: Any = None) -> Any:
+        """One update; `closure`, a function without arguments, is called for the loss first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -47,11 +47,10 @@ class LARS(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]):
-        gradient = parameter.grad
+    def _update(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]):
         if parameter.ndim > 1:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
             weight_norm, gradient_norm = parameter.norm(), gradient.norm()

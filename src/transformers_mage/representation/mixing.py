@@ -74,9 +74,8 @@ def cutmix(images: torch.Tensor, share: float, random: np.random.Generator) -> t
     height, width = images.shape[2:]
     half_height, half_width = (int(side * (1 - share) ** 0.5) // 2 for side in (height, width))
     row, column = random.integers(height), random.integers(width)
-    rows = slice(max(row - half_height, 0), min(row + half_height, height))
-    columns = slice(max(column - half_width, 0), min(column + half_width, width))
+    top, bottom = max(int(row) - half_height, 0), min(int(row) + half_height, height)
+    left, right = max(int(column) - half_width, 0), min(int(column) + half_width, width)
     mixed = images.clone()
-    mixed[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
-    area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return mixed, 1 - area / (height * width)
+    mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

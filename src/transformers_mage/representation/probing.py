@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..configuration_mage import MageConfig
 from ..data.labels import hold_out
-from ..modeling_mage import MageForImageClassification, MageModel
-from .features import FeatureStore, parse_feature_name
+from .feature_store import FeatureStore
 
 # Regularisation to choose from: the penalty on the weights' squared norm, for a loss that is a mean over the images.
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 1))
@@ -105,7 +103,7 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """
     The optimum of multinomial logistic regression on standardised features: mean cross-entropy plus
-    `penalty / 2 * |weight|^2`. Found by L-BFGS with whole batches, wherever the features are.
+    `penalty / 2 * |weight|^2`. Found by L-BFGS over all images at once, wherever the features are.
 
     Args:
         features (`torch.Tensor` of shape `(num_images, hidden_size)`): frozen features.
@@ -159,7 +157,7 @@ def choose_penalty(
         logits = probe(held_out[0])
         accuracy = (logits.argmax(dim=1) == held_out[1]).float().mean()
         scores[penalty] = (accuracy.item(), -F.cross_entropy(logits, held_out[1]).item())
-    return max(scores, key=scores.get)
+    return max(scores, key=scores.__getitem__)
 
 
 @torch.no_grad()
@@ -193,35 +191,6 @@ def nearest_neighbour_scores(
         empty = votes.new_zeros(len(batch), num_labels)
         scores.append(empty.scatter_add(1, train_labels[nearest], votes))
     return torch.cat(scores).clamp(min=1e-9).log()
-
-
-def probe_as_classifier(
-    encoder: MageModel, feature: str, probe: ProbeHead | LinearProbe, class_names: Sequence[str]
-) -> MageForImageClassification:
-    """
-    A probe and what it probes as one model: the encoder up to the layer of the feature, and the head.
-
-    Args:
-        encoder ([`MageModel`]): the encoder; its tokenizer is shared.
-        feature (`str`): the feature's name, see [`FeatureExtractor`].
-        probe ([`ProbeHead`] or [`LinearProbe`]): trained on that feature; the latter after [`normalize`].
-        class_names (`Sequence[str]`): of the classes.
-    """
-    layer, pooling = parse_feature_name(feature)
-    id2label = dict(enumerate(class_names))
-    values = {"num_hidden_layers": layer, "classifier_pooling": pooling, "classifier_batch_norm": True}
-    values |= {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
-    config = MageConfig(**{**encoder.config.to_dict(), **values, "vq_config": None})
-    model = MageForImageClassification(config)
-    kept = {name for name, _ in model.mage.named_parameters() if not name.startswith("layernorm.")}
-    weights = {name: tensor for name, tensor in encoder.state_dict().items() if name in kept}
-    model.mage.load_state_dict(weights, strict=False)
-    head = probe if isinstance(probe, ProbeHead) else probe.as_head()
-    model.batch_norm.load_state_dict(head.batch_norm.state_dict())
-    model.classifier.load_state_dict(head.classifier.state_dict())
-    model.mage.vqvae = encoder.vqvae
-    model.config.vq_config = encoder.config.vq_config
-    return model.to(encoder.device).eval()
 
 
 @dataclass
@@ -268,6 +237,7 @@ def fit_best_probe(
         counts = torch.bincount(labels, minlength=num_labels)
         penalty = 1 / len(labels)
         if counts[counts > 0].min() >= 10:
-            kept, held_out = (torch.from_numpy(rows).to(labels.device) for rows in hold_out(labels.cpu(), 0.2, seed))
+            split = hold_out(labels.tolist(), 0.2, seed)
+            kept, held_out = (torch.from_numpy(rows).to(labels.device) for rows in split)
             penalty = choose_penalty(features[kept], labels[kept], num_labels, (features[held_out], labels[held_out]))
     return fit_linear_probe(features, labels, num_labels, penalty)

@@ -83,7 +83,7 @@ def translate_y(images: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
 
 
 def _factor(strength: torch.Tensor) -> torch.Tensor:
-    """1 leaves an image as it is; the operations go up to 0.9 to either side of it."""
+    """1 leaves an image unchanged; the operations go up to 0.9 to either side of it."""
     return 1 + 0.9 * strength
 
 
@@ -164,6 +164,6 @@ class RandAugment:
         return magnitudes / MAX_MAGNITUDE * random.choice([-1.0, 1.0], size)
 
     def _apply(self, operation: Operation, images: torch.Tensor, rows: np.ndarray, strengths: np.ndarray):
-        rows = torch.from_numpy(rows).to(images.device, non_blocking=True)
-        strengths = torch.from_numpy(strengths).to(images, non_blocking=True)
-        images[rows] = operation(images[rows], strengths).clamp(0, 1)
+        indices = torch.from_numpy(rows).to(images.device, non_blocking=True)
+        strength = torch.from_numpy(strengths).to(images, non_blocking=True)
+        images[indices] = operation(images[indices], strength).clamp(0, 1)

@@ -1,13 +1,14 @@
 """Results of classifiers over datasets, subsets and seeds: a file for programs and a table for people."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from ..hub.cards import markdown_table
-from .classification import ClassificationArguments
+from ..files import write_json, write_text
+from ..hub.cards import markdown_table, percent
+from .arguments import ClassificationArguments
 
 
 @dataclasses.dataclass
@@ -38,23 +39,20 @@ class Result:
 
     @classmethod
     def of(
-        cls, arguments: ClassificationArguments, classifier: str, num_train: int, scores: dict[str, float]
+        cls, arguments: ClassificationArguments, classifier: str, num_train: int, scores: dict[str, Any]
     ) -> "Result":
-        return cls(arguments.dataset_name, classifier, arguments.subset_name, arguments.seed, num_train, **scores)
+        return cls(str(arguments.dataset_name), classifier, arguments.subset_name, arguments.seed, num_train, **scores)
 
-
-def best(results: Sequence[Result]) -> Result:
-    """The most accurate one; of equals, the one with the lowest loss."""
-    return max(results, key=lambda result: (result.accuracy, -result.loss))
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger, the better: by accuracy and, of equals, by a lower loss."""
+        return self.accuracy, -self.loss
 
 
 def save_results(results: Sequence[Result], folder: str | Path):
     """Writes `results.json` and `results.md`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [dataclasses.asdict(result) for result in results]
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "results.md").write_text(table(results))
+    write_json(Path(folder, "results.json"), [dataclasses.asdict(result) for result in results])
+    write_text(Path(folder, "results.md"), table(results))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -63,18 +61,15 @@ def table(results: Sequence[Result]) -> str:
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
         row = cells.setdefault((result.dataset, result.classifier), {})
-        row.setdefault(result.subset, []).append(100 * result.accuracy)
+        row.setdefault(result.subset, []).append(result.accuracy)
     has_several = len({dataset for dataset, _ in cells}) > 1
     rows = []
     for (dataset, classifier), row in cells.items():
         names = [Path(dataset).name, classifier] if has_several else [classifier]
-        rows.append([*names, *(_figure(row.get(subset, [])) for subset in subsets)])
+        rows.append([*names, *(_mean_and_spread(row.get(subset, [])) for subset in subsets)])
     header = ["dataset", "top-1 accuracy, %"] if has_several else ["top-1 accuracy, %"]
     return markdown_table([*header, *subsets], rows) + "\n"
 
 
-def _figure(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"
+def _mean_and_spread(shares: Sequence[float]) -> str:
+    return percent(mean(shares), stdev(shares) if len(shares) > 1 else None) if shares else ""

@@ -1,18 +1,14 @@
 """Which images a process makes, in which batches, from which randomness and of which classes."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..conditioning import resolve_class_labels
 from ..configuration_mage import MageConfig
-
-MANIFEST = "generation.json"
 
 
 def generator_of(seed: int, index: int) -> torch.Generator:
@@ -103,49 +99,8 @@ def _read_labels(config: MageConfig, path: Path, num_images: int) -> np.ndarray:
 def _label_of(config: MageConfig, text: str, place: str) -> int:
     label = int(text) if text.lstrip("-").isdigit() else text
     try:
-        return resolve_class_labels(config, [label])[0]
+        labels = resolve_class_labels(config, [label])
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> bool:
-    """
-    Whether `folder` holds a run with these settings, to go on with; an empty or missing folder holds none.
-
-    Args:
-        settings (`dict`): whatever decides what the images are, as JSON can hold it.
-
-    Raises:
-        ValueError: for a folder of another run, or of something else.
-    """
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no earlier run ({MANIFEST} is missing). Take another.")
-        return False
-    then = json.loads(manifest.read_text())
-    differences = [
-        f"{name} was {then.get(name)!r}, now {settings.get(name)!r}"
-        for name in sorted(then.keys() | settings.keys())
-        if then.get(name) != settings.get(name)
-    ]
-    if differences:
-        raise ValueError(f"{folder} holds another run: {'; '.join(differences)}. Take another folder.")
-    return True
-
-
-def write_manifest(folder: Path, settings: dict[str, Any]):
-    """Makes the folder that of a run with these settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    temporary.replace(folder / MANIFEST)
+    assert labels is not None
+    return labels[0]

@@ -1,6 +1,6 @@
 """
 Where samples go: one file an image, webdataset shards, or one array. Each writer knows what is already there, so that
-a run goes on where an earlier one was killed, and holds no more than a batch in memory.
+a run resumes where an earlier one was killed, and holds no more than a batch in memory.
 """
 
 import io
@@ -11,11 +11,12 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 import numpy as np
 import PIL.Image
 
+from ..files import replace, write_text, written_aside
 from .plan import ClassPlan
 
 FORMATS = ("png", "webp", "tar", "npz")
@@ -46,7 +47,7 @@ class SampleWriter:
         raise NotImplementedError
 
     def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
-        """Adds those images that are not there yet."""
+        """Adds those images that are not there yet, all of one unit."""
         raise NotImplementedError
 
     def close(self):
@@ -71,7 +72,7 @@ def encode_image(image: np.ndarray, image_format: str = "png") -> bytes:
 
 class ImageFolderWriter(SampleWriter):
     """
-    One PNG or WebP file an image, `000000123.png`, each there whole or not at all, and the classes, where there are
+    One PNG or WebP file an image, `000000123.png`, each complete or not there, and the classes, where there are
     any, in a `metadata.jsonl` as `datasets` reads it.
     """
 
@@ -89,23 +90,15 @@ class ImageFolderWriter(SampleWriter):
         list(self.pool.map(self._write_one, indices, images))
 
     def _write_one(self, index: int, image: np.ndarray):
-        path = self.path_of(index)
-        if path.exists():
-            return
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(encode_image(image, self.image_format))
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        if not self.is_written(index):
+            with written_aside(self.path_of(index)) as aside:
+                aside.write_bytes(encode_image(image, self.image_format))
 
     def finish(self, classes: ClassPlan):
-        if classes[[0]] is None:
-            return
-        with open(self.folder / "metadata.jsonl", "w") as file:
-            for index in range(self.num_images):
-                file.write(json.dumps({"file_name": self.path_of(index).name, "label": classes[[index]][0]}) + "\n")
+        labels = classes[range(self.num_images)]
+        if labels is not None:
+            rows = [{"file_name": self.path_of(index).name, "label": label} for index, label in enumerate(labels)]
+            write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self, index: int) -> PIL.Image.Image:
         return PIL.Image.open(self.path_of(index))
@@ -114,15 +107,13 @@ class ImageFolderWriter(SampleWriter):
 class TarWriter(SampleWriter):
     """
     Webdataset shards of PNG files, and of their classes as `.cls` where there are any: `000002.tar` has the images
-    `2 * unit_size` to `3 * unit_size - 1`. A shard is called `.part` until it is whole.
+    `2 * unit_size` to `3 * unit_size - 1`. A shard is called `.part` until it is complete.
     """
 
     def __init__(self, folder: Path, unit_size: int, num_images: int):
         super().__init__(folder, unit_size, num_images)
         self.found: tuple[int | None, int] = (None, 0)
-        self.shard: int | None = None
-        self.file: io.FileIO | None = None
-        self.count = 0
+        self.shard: _PartialShard | None = None
 
     def path_of(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.tar"
@@ -145,57 +136,64 @@ class TarWriter(SampleWriter):
         if not self.part_of(shard).exists():
             return 0
         with open(self.part_of(shard), "rb") as file:
-            count, _ = _whole_samples(file)
-        # A whole one is written again to get its end and its name.
+            count, _ = _complete_samples(file)
+        # The last sample of a complete one is written again, and gives it its end and its name.
         return min(count, self._size_of(shard) - 1)
 
     def write(self, indices: Sequence[int], images: np.ndarray, labels: Sequence[int] | None):
-        self._open(indices[0] // self.unit_size)
-        new = [k for k, index in enumerate(indices) if index % self.unit_size >= self.count]
+        number = indices[0] // self.unit_size
+        shard = self._open(number)
+        new = [k for k, index in enumerate(indices) if index % self.unit_size >= shard.count]
         data = b""
         for k, encoded in zip(new, self.pool.map(encode_image, [images[k] for k in new]), strict=True):
             if labels is not None:
                 data += _tar_member(f"{indices[k]:09d}.cls", str(labels[k]).encode())
-            # Last, so that a sample is whole where its image is.
+            # Last, so that a sample is complete where its image is.
             data += _tar_member(f"{indices[k]:09d}.png", encoded)
-        self._append(data)
-        self.count += len(new)
-        if self.count == self._size_of(self.shard):
-            self._append(bytes(2 * tarfile.BLOCKSIZE))
-            self._close_file()
-            self.part_of(self.shard).replace(self.path_of(self.shard))
+        shard.append(data)
+        shard.count += len(new)
+        if shard.count == self._size_of(number):
+            shard.append(bytes(2 * tarfile.BLOCKSIZE))
+            self._close_shard()
+            replace(self.part_of(number), self.path_of(number))
 
-    def _open(self, shard: int):
-        """Makes `shard` the open one, cut after the last whole sample in it."""
-        if shard == self.shard:
-            return
-        self._close_file()
-        self.shard, self.count, end = shard, 0, 0
-        if self.part_of(shard).exists():
-            with open(self.part_of(shard), "rb") as file:
-                self.count, end = _whole_samples(file)
-        self.file = open(self.part_of(shard), "ab", buffering=0)  # noqa: SIM115
-        self.file.truncate(end)
+    def _open(self, number: int) -> "_PartialShard":
+        if self.shard is None or self.shard.path != self.part_of(number):
+            self._close_shard()
+            self.shard = _PartialShard(self.part_of(number))
+        return self.shard
 
-    def _append(self, data: bytes):
-        """A file without a buffer, so that what a full disk refuses is not tried again when it is closed."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self.file.write(rest) :]
-
-    def _close_file(self):
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+    def _close_shard(self):
+        if self.shard is not None:
+            self.shard.file.close()
+            self.shard = None
 
     def close(self):
-        self._close_file()
+        self._close_shard()
         super().close()
 
     def read(self, index: int) -> PIL.Image.Image:
         with tarfile.open(self.path_of(index // self.unit_size)) as shard:
-            data = shard.extractfile(f"{index:09d}.png").read()
+            data = cast(IO[bytes], shard.extractfile(f"{index:09d}.png")).read()
         return PIL.Image.open(io.BytesIO(data))
+
+
+class _PartialShard:
+    """A shard that is being written, cut after the last complete sample in it."""
+
+    def __init__(self, path: Path):
+        self.path, self.count, end = path, 0, 0
+        if path.exists():
+            with path.open("rb") as file:
+                self.count, end = _complete_samples(file)
+        # Without a buffer, so that what a full disk refuses is not tried again when the file is closed.
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self.file.truncate(end)
+
+    def append(self, data: bytes):
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.file.write(rest) :]
 
 
 def _tar_member(name: str, data: bytes) -> bytes:
@@ -204,8 +202,8 @@ def _tar_member(name: str, data: bytes) -> bytes:
     return member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def _whole_samples(file: BinaryIO) -> tuple[int, int]:
-    """How many samples a shard has, which may be cut off anywhere, and where the last whole one ends."""
+def _complete_samples(file: IO[bytes]) -> tuple[int, int]:
+    """How many samples a shard has, which may be cut off anywhere, and where the last complete one ends."""
     count, last_end = 0, 0
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -226,8 +224,8 @@ def _whole_samples(file: BinaryIO) -> tuple[int, int]:
 class NpzWriter(SampleWriter):
     """
     One file `samples.npz`, as the guided-diffusion evaluation suite takes it: `arr_0`, uint8 RGB images of shape
-    (num_images, height, width, 3), and `arr_1`, their classes where there are any. Until it is whole, the images lie
-    in `samples.npy` and what is there is marked in `written.npy`.
+    (num_images, height, width, 3), and `arr_1`, their classes where there are any. Until it is complete, the images
+    lie in `samples.npy` and what is there is marked in `written.npy`.
 
     Args:
         image_size (`tuple[int, int]`): their height and width.
@@ -251,8 +249,9 @@ class NpzWriter(SampleWriter):
             return
         for name, shape in self.shapes.items():
             if not self._path_of(name).exists():
-                np.lib.format.open_memmap(self._path_of(name), "w+", np.uint8, shape).flush()
-                _reserve(self._path_of(name))
+                with written_aside(self._path_of(name)) as aside:
+                    np.lib.format.open_memmap(aside, "w+", np.uint8, shape).flush()
+                    _reserve(aside)
 
     def _array(self, name: str) -> np.memmap:
         if name not in self.arrays:
@@ -273,19 +272,13 @@ class NpzWriter(SampleWriter):
         super().close()
 
     def finish(self, classes: ClassPlan):
-        if self.path.exists():
-            return
-        temporary = self.folder / "samples.part.npz"
-        labels = classes[range(self.num_images)]
-        try:
-            np.savez(temporary, self._array("samples"), *([] if labels is None else [np.array(labels)]))
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        temporary.replace(self.path)
+        if not self.path.exists():
+            labels = classes[range(self.num_images)]
+            with written_aside(self.path) as aside, aside.open("wb") as file:
+                np.savez(file, self._array("samples"), *([] if labels is None else [np.array(labels)]))
         self.arrays = {}
         for name in self.shapes:
-            self._path_of(name).unlink()
+            self._path_of(name).unlink(missing_ok=True)
 
     def read(self, index: int) -> PIL.Image.Image:
         _, height, width, channels = self.shapes["samples"]
@@ -299,11 +292,6 @@ class NpzWriter(SampleWriter):
 
 def _reserve(path: Path):
     """Takes the room that a file will need: a full disk is an error now, but would kill whoever writes to a map."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    with open(path, "r+b") as file:
-        try:
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError:
-            path.unlink()
-            raise

@@ -1,9 +1,15 @@
 """What every training script can be told."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..command_line import argument
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from ..command_line import argument, check_numbers
 from ..data.arguments import DataArguments
+from ..data.batches import Loading, Share
+from ..hub.publishing import HUB_STRATEGIES, Publication
 
 
 @dataclass
@@ -44,15 +50,69 @@ class TrainingArguments(DataArguments):
     checkpointing_steps: int = argument(1000, "Updates between checkpoints; 0 writes none.")
     checkpoints_total_limit: int = argument(3, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = argument(None, 'A checkpoint\'s folder, or "latest" of `output_dir`.')
-    logging_steps: int = argument(20, "Updates between logged figures.")
+    logging_steps: int = argument(20, "Updates between logged metrics.")
     report_to: str = argument("tensorboard", 'Trackers, with commas between them, or "none".')
-    push_to_hub: bool = argument(False, "Push the trained model.")
+    push_to_hub: bool = argument(False, "Push the trained model, with its card and its code.")
     hub_model_id: str | None = argument(None, "Repository to push to; by default the name of `output_dir`.")
+    hub_strategy: str = argument(
+        "end",
+        "Push at the `end` only, or with `every_save` of a checkpoint the model so far; `checkpoint` and "
+        "`all_checkpoints` push the last or all of them too, to resume from elsewhere.",
+        choices=list(HUB_STRATEGIES),
+    )
+    hub_private_repo: bool | None = argument(None, "Whether a repository that is created is private.")
+    with_code: bool = argument(False, "Let the folder carry the code that loads it without this package.")
 
-    def validate(self):
-        super().validate()
-        positive = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
-        positive += ("checkpoints_total_limit", "shuffle_window")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
+    def check(self):
+        super().check()
+        batches = "train_batch_size gradient_accumulation_steps total_batch_size shuffle_window"
+        check_numbers(self, f"{batches} max_train_steps num_train_samples", at_least=1)
+        check_numbers(self, "logging_steps checkpoints_total_limit", at_least=1)
+        check_numbers(self, "num_train_epochs learning_rate base_learning_rate", more_than=0)
+        check_numbers(self, "min_learning_rate warmup_epochs warmup_steps weight_decay max_grad_norm", at_least=0)
+        check_numbers(self, "checkpointing_steps data_retries dataloader_timeout in_memory_limit", at_least=0)
+        check_numbers(self, "adam_beta1 adam_beta2", at_least=0, less_than=1)
+        check_numbers(self, "ema_decay", at_least=0, at_most=1)
+        if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"`--min_learning_rate` must be at most `--learning_rate` {self.learning_rate:g}, got "
+                f"{self.min_learning_rate:g}."
+            )
+        self._check_trackers()
+
+    def _check_trackers(self):
+        if self.report_to in ("none", "all"):
+            return
+        there = [str(tracker) for tracker in get_available_trackers()]
+        for name in self.report_to.split(","):
+            if name not in there:
+                raise ValueError(
+                    f'`--report_to` takes "none", "all", or trackers that are installed, here {", ".join(there)}; '
+                    f"got {name!r}."
+                )
+
+    @property
+    def publication(self) -> Publication:
+        """Where the trained model goes."""
+        name = self.hub_model_id or Path(self.output_dir).resolve().name
+        return Publication(
+            name if self.push_to_hub else None,
+            self.hub_strategy,
+            private=self.hub_private_repo,
+            with_code=self.with_code,
+        )
+
+    def loading(self, accelerator: Accelerator) -> Loading:
+        """How a process loads its batches."""
+        return Loading(
+            batch_size=self.train_batch_size,
+            seed=self.seed,
+            share=Share.of(accelerator),
+            num_workers=self.dataloader_num_workers,
+            timeout=self.dataloader_timeout,
+            pin_memory=accelerator.device.type == "cuda",
+            in_memory_limit=self.in_memory_limit,
+            max_skipped_share=self.max_skipped_share,
+            window_size=self.shuffle_window,
+            num_retries=self.data_retries,
+        )

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
 from ..configuration_mage import MageConfig
-from ..modeling_mage import MageForMaskedImageModeling
+from ..data.batches import DataError
+from ..files import FolderError
+from ..hub_folders import model_folder
+from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
 
 NEW_PARAMETERS = "mage.embeddings.class_embeddings.weight"
 
@@ -20,56 +24,68 @@ def class_settings(dataset: Dataset | IterableDataset, label_column: str | None)
     `num_classes` and `id2label` of [`MageConfig`] for the labels of a dataset.
 
     Raises:
-        SystemExit: with a message, where the dataset has no labels, or labels that are no classes.
+        DataError: where the data set has no labels, or labels that are not classes.
     """
     features = dataset.features or {}
     if label_column not in features:
-        raise SystemExit(
-            f'There are no classes to condition on: the dataset has no column "{label_column}" but {list(features)}. '
+        raise DataError(
+            f'There are no classes to condition on: the data set has no column "{label_column}" but {list(features)}. '
             "Say `--label_column NAME`, or leave out `--class_conditional`."
         )
     feature = features[label_column]
     if isinstance(feature, ClassLabel):
         return {"num_classes": feature.num_classes, "id2label": dict(enumerate(feature.names))}
     if not str(feature.dtype).startswith("int") or isinstance(dataset, IterableDataset):
-        raise SystemExit(
+        raise DataError(
             f'The column "{label_column}" must hold classes (`datasets.ClassLabel`), got {feature}. Convert it with '
             "`dataset.class_encode_column`, or say how many there are: `--model.num_classes N`."
         )
     labels = torch.tensor(dataset[label_column][:])
     if labels.min() < 0:
-        raise SystemExit(f'The column "{label_column}" must hold classes from 0 on, got {int(labels.min())}.')
+        raise DataError(f'The column "{label_column}" must hold classes from 0 on, got {int(labels.min())}.')
     return {"num_classes": int(labels.max()) + 1}
 
 
 def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaskedImageModeling:
     """
-    A saved model, without its tokenizer, to go on training. Class embeddings that it does not have are new.
+    A saved model, without its tokenizer, to continue training. Class embeddings that it does not have are new, and
+    positions of another grid than it has are interpolated.
 
     Args:
         name_or_path (`str`): a model's folder or Hub name.
-        values (`dict`): fields of its [`MageConfig`] that shall be others, as `num_classes`.
+        values (`dict`): fields of its [`MageConfig`] that shall be others, as `num_classes` or `image_size`.
 
     Raises:
-        SystemExit: with a message, where there is no such model or the values make another model of it.
+        FolderError: where there is no such model or the values make another model of it.
     """
     try:
-        config = MageConfig.from_pretrained(name_or_path)
+        folder = model_folder(name_or_path)
+        saved = MageConfig.from_pretrained(folder)
         names = {"id2label": None, "label2id": None} if "num_classes" in values else {}
-        config = MageConfig(**config.to_dict() | names | values)
-        model, loading = MageForMaskedImageModeling.from_pretrained(
-            name_or_path, config=config, output_loading_info=True
-        )
+        config = MageConfig(**saved.to_dict() | names | values)
+        image_size, config.image_size = config.image_size, saved.image_size
+        model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
     except (OSError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise SystemExit(f"{name_or_path} cannot be gone on from: {error.__cause__ or error}") from error
+        raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     missing = set(loading["missing_keys"]) - {NEW_PARAMETERS}
     if missing or loading["mismatched_keys"]:
-        raise SystemExit(
+        raise FolderError(
             f"{name_or_path} is another model than `model` says: {sorted(missing) or loading['mismatched_keys']} "
             "cannot be taken over. Leave out what it decides itself."
         )
     model.mage.vqvae = None
+    change_image_size(model, image_size)
     return model
+
+
+@torch.no_grad()
+def change_image_size(model: MageForMaskedImageModeling, image_size: int | list[int] | tuple[int, int]):
+    """Makes a model one of larger or smaller images: its positions are interpolated, all else stays."""
+    trained_grid = model.config.grid_size
+    model.config.image_size = image_size
+    for part in (model.mage.embeddings, model.decoder):
+        positions = interpolate_position_embeddings(part.position_embeddings, trained_grid, model.config.grid_size)
+        part.position_embeddings = nn.Parameter(positions.clone())
 
 
 def freeze_encoder(model: MageForMaskedImageModeling):
@@ -77,6 +93,3 @@ def freeze_encoder(model: MageForMaskedImageModeling):
     model.mage.requires_grad_(False)
     if model.mage.embeddings.class_embeddings is not None:
         model.mage.embeddings.class_embeddings.requires_grad_(True)
-
-
-__all__ = ["class_settings", "freeze_encoder", "load_for_training"]

@@ -1,7 +1,8 @@
 """Contrastive co-training, MAGE-C (section 3.3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,51 +53,67 @@ def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.2
 @dataclass
 class Contrast:
     """
-    What one pass needs to know of the contrastive loss of all the passes of its update.
+    What one micro-batch needs to know of the contrastive loss of all micro-batches of its update.
 
     Attributes:
         loss (`torch.Tensor` of shape `()`): the loss of all of them, without a gradient.
         gradients (`torch.Tensor` of shape `(2 x batch_size, projection_size)`):
-            of that loss by the projections of this pass, times the number of passes, over which an update averages.
+            of that loss by this micro-batch's projections, times the number of micro-batches, over which an update
+            averages.
     """
 
     loss: torch.Tensor
     gradients: torch.Tensor
 
     def loss_of(self, projections: torch.Tensor) -> torch.Tensor:
-        """The loss as a function of this pass's projections: its value, and its gradient by them."""
+        """The loss as a function of this micro-batch's projections: its value, and its gradient by them."""
         return self.loss + ((projections - projections.detach()) * self.gradients).sum()
 
 
-def contrast_passes(
-    model: nn.Module, passes: Sequence[dict[str, Any]], temperature: float = 0.2
+def contrast_updates(
+    model: nn.Module, micro_batches: Iterable[dict[str, Any]], per_update: int, temperature: float = 0.2
 ) -> Iterator[dict[str, Any]]:
     """
-    Lets the passes that are accumulated into one update see each other's images, so that the update is that of one
-    large pass (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup").
+    [`contrast_micro_batches`] of one update after another. One micro-batch alone compares its own images, which takes
+    no second pass.
+    """
+    if per_update == 1:
+        yield from micro_batches
+        return
+    remaining = iter(micro_batches)
+    while update := list(islice(remaining, per_update)):
+        yield from contrast_micro_batches(model, update, temperature)
 
-    All passes are projected without a graph, at the price of another forward pass of the encoder; the gradients of
-    the loss by the projections then lead each pass on its own. A pass begins with the same random state both times,
-    so that its dropout is the same.
+
+def contrast_micro_batches(
+    model: nn.Module, micro_batches: Sequence[dict[str, Any]], temperature: float = 0.2
+) -> Iterator[dict[str, Any]]:
+    """
+    Lets the micro-batches that are accumulated into one update see each other's images, so that the update is that of
+    one large batch (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup").
 
     Args:
         model ([`MageForPreTraining`]): or what wraps it.
-        passes (`Sequence[dict]`): arguments of the model, for each pass.
+        micro_batches (`Sequence[dict]`): arguments of the model, for each of them.
         temperature (`float`): of the loss.
 
     Yields:
         The arguments, with a [`Contrast`], when it is their turn to be passed.
     """
-    seeds = torch.randint(2**62, (len(passes),)).tolist()
+    # The loss needs all projections at once, and memory holds the graph of one micro-batch only. So all are projected
+    # first without a graph, at the price of another forward pass of the encoder. The gradients of the loss by the
+    # projections are then all that a micro-batch has to know of the others: the chain rule does the rest.
+    # Both passes begin with the same random state, so that dropout is the same in them.
+    seeds = torch.randint(2**62, (len(micro_batches),)).tolist()
     projections = []
-    for kwargs, seed in zip(passes, seeds, strict=True):
+    for kwargs, seed in zip(micro_batches, seeds, strict=True):
         torch.manual_seed(seed)
         with torch.no_grad():
             projections.append(model(**kwargs, only_project=True))
     loss, gradients = _loss_and_gradients(projections, temperature)
-    for kwargs, seed, gradient in zip(passes, seeds, gradients, strict=True):
+    for kwargs, seed, gradient in zip(micro_batches, seeds, gradients, strict=True):
         torch.manual_seed(seed)
-        yield kwargs | {"contrast": Contrast(loss, gradient * len(passes))}
+        yield kwargs | {"contrast": Contrast(loss, gradient * len(micro_batches))}
 
 
 def _loss_and_gradients(

@@ -6,36 +6,42 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import VQModel
-from diffusers.utils import make_image_grid
+from diffusers.utils import numpy_to_pil
 from PIL import Image
 
 from ..image_tokens import decode_images
 from ..modeling_mage import MageForMaskedImageModeling
+from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
+from ..visualization import draw_grid
 
 
-@torch.no_grad()
-def generate(model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int) -> torch.Tensor:
-    """(num_images, sequence_length) codes made from nothing, without touching torch's global generator."""
-    config = model.config
-    scheduler = MageScheduler(config.mask_token_id, num_inference_steps=num_inference_steps)
+def sample_tokens(
+    model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int
+) -> torch.Tensor:
+    """(num_images, sequence_length) tokens made from nothing, without touching torch's global generator."""
+    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
+    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((num_images, config.sequence_length), config.mask_token_id, device=model.device)
-    for timestep in scheduler.timesteps.tolist():
-        tokens = scheduler.step(model(input_ids=tokens).logits, timestep, tokens, generator).prev_sample
-    return tokens
+    (tokens,) = pipe(
+        num_images=num_images,
+        num_inference_steps=num_inference_steps,
+        generator=generator,
+        output_type="latent",
+        return_dict=False,
+    )
+    return tokens.flatten(1)
 
 
 def picture(tokenizer: VQModel, tokens: torch.Tensor, grid_size: tuple[int, int], columns: int) -> Image.Image:
     """A grid of the images that `tokens`, of shape `(num_images, sequence_length)`, stand for."""
     pixels = decode_images(tokenizer, tokens.to(tokenizer.device).unflatten(1, grid_size))
-    images = [to_image(image) for image in pixels.clamp(0, 1)]
-    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+    return draw_grid(to_images(pixels), columns)
 
 
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    array = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Images of pixels, of shape `(num_images, channels, height, width)`, in [0, 1]."""
+    return numpy_to_pil(pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
 
 
 def save_picture(image: Image.Image, name: str, step: int, output_dir: str | Path, accelerator: Accelerator):

@@ -1,5 +1,6 @@
 """The model that is pre-trained: made from a recipe, fed with tokens, written as a folder for users."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
 from ..data.tokenization import image_size
+from ..image_tokens import vq_config_of
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import Contrast, ProjectionHead, info_nce
-from .tokenizer import code_counts, code_perplexity
 from .tracking import Metric, loss_by_mask_ratio
+from .vqgan.codebook import code_counts, code_perplexity
 
 
 class MageForPreTraining(nn.Module):
@@ -27,7 +29,7 @@ class MageForPreTraining(nn.Module):
 
     Args:
         mage ([`MageForMaskedImageModeling`]): the model, without its tokenizer.
-        contrastive_weight (`float`): weight of the contrastive loss beside the reconstruction; 0.1 in the paper.
+        contrastive_weight (`float`): weight of the contrastive loss against the reconstruction's 1; 0.1 in the paper.
         temperature (`float`): of the contrastive loss.
     """
 
@@ -53,7 +55,7 @@ class MageForPreTraining(nn.Module):
             masks ([`MageMasks`]): for all of them.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): see [`MageModel`].
             contrast ([`Contrast`], *optional*):
-                the contrastive loss of all passes of an update; by default each has a loss of its own.
+                the contrastive loss of all micro-batches of an update; by default each has a loss of its own.
             only_project (`bool`): compute nothing but the projections that the contrastive loss compares.
 
         Returns:
@@ -87,18 +89,30 @@ class MageForPreTraining(nn.Module):
 
     def _project(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch_size, projection_size) of the mean over the tokens."""
+        assert self.projection is not None  # only a model with a contrastive loss is asked
         return self.projection(last_hidden_state[:, 1:].mean(dim=1))
 
     def _contrast(self, projections: torch.Tensor, contrast: Contrast | None) -> torch.Tensor:
         if contrast is None:
-            return info_nce(*projections.chunk(2), self.temperature)
+            first, second = projections.chunk(2)
+            return info_nce(first, second, self.temperature)
         return contrast.loss_of(projections)
 
 
 @torch.no_grad()
 def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
     """Share of the masked tokens whose code is the most likely one."""
-    return (output.masked_logits.argmax(dim=-1) == output.masked_labels).float().mean()
+    # The model gives both wherever something is masked.
+    assert output.masked_logits is not None
+    assert output.masked_labels is not None
+    return output.masked_logits.argmax(dim=-1).eq(output.masked_labels).float().mean()
+
+
+def model_values() -> dict[str, Any]:
+    """The fields of [`MageConfig`] that a recipe can set, with their defaults."""
+    own = MageConfig.__annotations__
+    own_values = {f.name: f.default for f in dataclasses.fields(MageConfig) if f.name in own}
+    return {**own_values, "attn_implementation": None}
 
 
 def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
@@ -110,18 +124,17 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
         tokenizer (`VQModel`): the tokenizer.
 
     Raises:
-        SystemExit: with a message, for values that make no model.
+        ValueError: for values that make no model.
     """
-    vq_config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
     decided = {
         "codebook_size": tokenizer.config.num_vq_embeddings,
         "patch_size": 2 ** (len(tokenizer.config.block_out_channels) - 1),
-        "vq_config": vq_config,
+        "vq_config": vq_config_of(tokenizer),
     }
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
     model.mage.vqvae = None
     return model
 
@@ -132,15 +145,17 @@ def training_labels(config: MageConfig, labels: torch.Tensor | None, num_views: 
 
 
 def save_model(
-    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path, **kwargs: Any
-):
+    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path
+) -> MagePipeline:
     """
     Writes the folder that `AutoModel`, `AutoImageProcessor` and [`MagePipeline`] load, the tokenizer inside it.
 
     Args:
         state (`dict`): trained weights of [`MageForPreTraining`].
         config ([`MageConfig`]): the model's.
-        kwargs: what `save_pretrained` takes, as `push_to_hub` and `repo_id`.
+
+    Returns:
+        [`MagePipeline`]: what was written.
     """
     model = MageForMaskedImageModeling(config)
     weights = {name.removeprefix("mage."): value for name, value in state.items() if name.startswith("mage.")}
@@ -152,4 +167,6 @@ def save_model(
         do_normalize=False,
         do_convert_rgb=tokenizer.config.in_channels == 3,
     )
-    MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor).save_pretrained(folder, **kwargs)
+    pipe = MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor)
+    pipe.save_pretrained(folder)
+    return pipe

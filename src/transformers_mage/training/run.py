@@ -1,9 +1,8 @@
 """What every training run does around its steps: topology, progress, logging, checkpoints, stopping."""
 
 import contextlib
-import json
+import datetime
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,27 +12,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
-from diffusers.training_utils import EMAModel
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
+from ..files import FolderError, locked
+from ..processes import end_with_launcher
 from .arguments import TrainingArguments
-from .checkpointing import Progress, changed_settings, find_checkpoint, load_states, save_checkpoint
-from .optimization import create_optimizer, create_scheduler, num_updates
-from .tracking import Averages, Metric, peak_flops
+from .checkpointing import Progress, changed_settings, checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
+from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
+from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
+from .tracking import Averages, Metric, MetricsFile, bfloat16_slowdown, peak_flops
 
 logger = get_logger(__name__)
 
-# What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
-EXIT_INTERRUPTED = 75
-# Flags that may differ between a checkpoint and its continuation without a word.
-UNIMPORTANT = ("output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "dataloader_num_workers")
-UNIMPORTANT += ("checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id")
-# Asking all processes and the device whether something is wrong costs an accelerator a pause.
-PASSES_BETWEEN_QUESTIONS = 10
+# Asking all processes and the device whether something is wrong makes an accelerator wait.
+MICRO_BATCHES_BETWEEN_SYNCS = 10
 
 
 class TrainingRun:
@@ -54,35 +51,39 @@ class TrainingRun:
         accelerator: Accelerator,
         flops_per_image: float | None = None,
     ):
+        check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
         self.arguments = arguments
         self.source = source
         self.accelerator = accelerator
         self.flops_per_image = flops_per_image
         self.progress = Progress()
-        self.ema: EMAModel | None = None
+        self.ema: MovingAverage | None = None
         self.averages = Averages(accelerator)
+        self.metrics_file = MetricsFile(Path(arguments.output_dir, "metrics.jsonl"))
         self.every: list[tuple[int, Callable[[], None]]] = []
+        self.after_saving: list[Callable[[], None]] = []
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
         on_host = accelerator.device.type == "cpu"
         accumulation = accelerator.gradient_accumulation_steps
-        self.updates_between_questions = 1 if on_host else max(PASSES_BETWEEN_QUESTIONS // accumulation, 1)
-        passes = self.updates_between_questions * accumulation
-        self.recent: deque[tuple[int, Batch]] = deque(maxlen=passes)
-        self.losses: deque[torch.Tensor] = deque(maxlen=passes)
-        self.interrupted_by: int | None = None
+        self.updates_between_syncs = 1 if on_host else max(MICRO_BATCHES_BETWEEN_SYNCS // accumulation, 1)
+        micro_batches = self.updates_between_syncs * accumulation
+        self.recent: deque[tuple[int, Batch]] = deque(maxlen=micro_batches)
+        self.losses: deque[torch.Tensor] = deque(maxlen=micro_batches)
+        self.batch_start = 0
+        self.folder_lock = contextlib.ExitStack()
+        self.signals = StopSignals()
         self.skipped_here = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._interrupt)
+        self.last_update: tuple[int, Any] = (0, None)
 
     @property
-    def samples_per_pass(self) -> int:
+    def samples_per_micro_batch(self) -> int:
         """Images in one forward pass of all processes."""
         return self.arguments.train_batch_size * self.accelerator.num_processes
 
     @property
     def batch_size(self) -> int:
         """Images in one update."""
-        return self.samples_per_pass * self.accelerator.gradient_accumulation_steps
+        return self.samples_per_micro_batch * self.accelerator.gradient_accumulation_steps
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Wraps the model for the topology, and makes its optimizer, unless given, schedule and moving average."""
@@ -112,14 +113,21 @@ class TrainingRun:
             self.every.append((steps, function))
 
     def start(self):
-        """Resumes where that is asked for, saves the recipe and opens the trackers."""
+        """
+        Resumes where that is asked for, saves the recipe and opens the trackers.
+
+        Raises:
+            FolderError: if the folder is in use, or the checkpoint cannot be resumed from.
+        """
         arguments = self.arguments
+        if self.accelerator.is_main_process:
+            self.folder_lock.enter_context(locked(Path(arguments.output_dir)))
         if arguments.resume_from_checkpoint:
-            self._resume()
+            self._resume(arguments.resume_from_checkpoint)
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
-            self._forget_later_figures()
+            self.metrics_file.truncate(self.progress.step)
         simple = (int, float, str, bool)
         config = {k: v if isinstance(v, simple) else str(v) for k, v in as_flat_dict(arguments).items()}
         self.accelerator.init_trackers(Path(arguments.output_dir).name, config)
@@ -127,77 +135,128 @@ class TrainingRun:
             total=self.total_steps,
             initial=self.progress.step,
             desc="Training",
-            disable=not self.accelerator.is_local_main_process,
+            # None shows it in a terminal only: a file gets plain lines.
+            disable=None if self.accelerator.is_local_main_process else True,
         )
         self.logged_at = (time.perf_counter(), self.progress.samples_seen)
         self.model.train()
 
-    def _forget_later_figures(self):
-        """Drops the figures that a killed run logged after the checkpoint, or all of an earlier run."""
-        file = Path(self.arguments.output_dir, "metrics.jsonl")
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        file.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.progress.step))
-
-    def _resume(self):
-        checkpoint = find_checkpoint(self.arguments.resume_from_checkpoint, self.arguments.output_dir)
+    def _resume(self, name: str):
+        checkpoint = self._find_checkpoint(name)
         if checkpoint is None:
             logger.warning(f"There is no checkpoint in {self.arguments.output_dir}: starting from the beginning.")
             return
         changed = changed_settings(checkpoint, self._settings())
+        check_changes(checkpoint, changed)
         for name, (then, now) in changed.items():
             logger.warning(f"Resuming with another {name} than before: {then} became {now}.")
         if "num_processes" in changed:
             logger.warning("The processes share out anew what the epoch has left; dropout and crops will differ.")
-        self.accelerator.load_state(str(checkpoint))
+        with kept_hyperparameters(self.optimizer, self.scheduler):
+            states = load_checkpoint(self.accelerator, checkpoint)
         self.accelerator.step = 0
-        states = load_states(checkpoint)
+        if self.ema is not None:
+            self.ema.decay = self.arguments.ema_decay
         if states:
             self.source.load_state_dicts(states)
         logger.info(f"Resuming {checkpoint} after {self.progress.step} updates, {self.progress.samples_seen} images.")
+
+    def _find_checkpoint(self, name: str) -> Path | None:
+        """[`find_checkpoint`] of the main process, which alone reads all files, told to the others."""
+        found: list[Path | FolderError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                found = [find_checkpoint(name, self.arguments.output_dir)]
+            except FolderError as error:
+                found = [error]
+        (checkpoint,) = broadcast_object_list(found)
+        if isinstance(checkpoint, FolderError):
+            raise checkpoint
+        return checkpoint
 
     def _settings(self) -> dict[str, Any]:
         flags = {name: value for name, value in as_flat_dict(self.arguments).items() if name not in UNIMPORTANT}
         return flags | {"num_processes": self.accelerator.num_processes}
 
     def batches(self) -> Iterator[Batch]:
-        """This process's batches on its device, from where the run is to its end."""
-        device = self.accelerator.device
-        loader = self.source.batches(self.progress.samples_seen)
-        while self.progress.step < self.total_steps:
-            batch = self._next(loader)
-            self.skipped_here += batch.pop("num_skipped", 0)
-            self.recent.append((self.progress.step, batch))
-            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        """
+        This process's micro-batches on its device, from where the run is to its end.
+
+        Raises:
+            InterruptedRunError: after a signal, when what was learned is saved.
+            DataError: where the data cannot be read any further, when what was learned is saved.
+        """
+        device, fetched = self.accelerator.device, self.progress.samples_seen
+        self._note_update()
+        loader = self.source.batches(fetched)
+        with self.signals.noted():
+            while self.progress.step < self.total_steps:
+                batch = self._next(loader)
+                self.skipped_here += batch.num_skipped
+                self.recent.append((self.progress.step, batch))
+                self.batch_start, fetched = fetched, fetched + self.samples_per_micro_batch
+                yield batch.to(device)
 
     def _next(self, loader: Iterator[Batch]) -> Batch:
+        # Saving takes all processes, and only where there is one can it be done while waiting for data.
+        is_alone = self.accelerator.num_processes == 1
         try:
-            return next(loader)
-        except DataError:
-            # Saving takes all processes, and the others may be able to read on.
-            if self.accelerator.num_processes == 1:
-                self.save()
+            with self.signals.waiting(may_break_off=is_alone):
+                return next(loader)
+        except WaitBrokenOffError:
+            self._return_to_last_update()
+            self._stop(is_saved=self.save())
             raise
+        except (DataError, RuntimeError) as error:
+            if not isinstance(error, DataError) and "DataLoader" not in str(error):
+                raise
+            if is_alone:
+                self._return_to_last_update()
+                self.save()
+            self.progress_bar.close()
+            raise DataError(_of_worker(error)) from error
 
-    def generator(self, passes_ahead: int = 0) -> torch.Generator:
-        """Randomness of this pass, or of one that is prepared ahead, of this process, whatever came before."""
-        samples_seen = self.progress.samples_seen + passes_ahead * self.samples_per_pass
-        number = samples_seen * self.accelerator.num_processes + self.accelerator.process_index
+    def _note_update(self):
+        """Remembers where the data are, since micro-batches after it may not become an update any more."""
+        self.last_update = (self.progress.samples_seen, self.source.state_dict())
+
+    def _return_to_last_update(self):
+        self.progress.samples_seen = self.last_update[0]
+
+    def generator(self) -> torch.Generator:
+        """Randomness of the micro-batch that [`batches`] gave last, of this process, whatever came before."""
+        number = self.batch_start * self.accelerator.num_processes + self.accelerator.process_index
         return torch.Generator().manual_seed((self.arguments.seed * 1_000_003 + number) % 2**63)
 
     def update(self, loss: torch.Tensor, metrics: dict[str, Metric]):
-        """Backward, and with the last pass of an update its step; then whatever is due: logging, a checkpoint."""
+        """
+        Backward, and with an update's last micro-batch its step; then whatever is due: logging, a checkpoint.
+
+        Raises:
+            InterruptedRunError: after a signal, when what was learned is saved.
+            NonFiniteLossError: if a loss is infinite or NaN.
+            DataError: if too many images were broken.
+        """
         accelerator = self.accelerator
         accelerator.backward(loss)
-        if accelerator.sync_gradients and self.arguments.max_grad_norm > 0:
-            norm = accelerator.clip_grad_norm_(self.trained_parameters(), self.arguments.max_grad_norm)
-            metrics |= {} if norm is None else {"grad_norm": norm}
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        metrics |= self.clip_and_step()
         self.averages.add(metrics)
         self.losses.append(loss.detach())
-        self.progress.samples_seen += self.samples_per_pass
+        self.progress.samples_seen += self.samples_per_micro_batch
         if accelerator.sync_gradients:
             self._end_update()
+
+    def clip_and_step(self) -> dict[str, Metric]:
+        """The optimizer's step, where the update's last micro-batch is done. Gives the gradients' norm."""
+        norm = self._clip(self.trained_parameters()) if self.accelerator.sync_gradients else None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {} if norm is None else {"grad_norm": norm}
+
+    def _clip(self, parameters: list[nn.Parameter]) -> torch.Tensor | None:
+        if self.arguments.max_grad_norm <= 0:
+            return None
+        return self.accelerator.clip_grad_norm_(parameters, self.arguments.max_grad_norm)
 
     def _end_update(self):
         self.progress.step += 1
@@ -205,31 +264,41 @@ class TrainingRun:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.step(self.trained_parameters())
+        self._note_update()
         self.progress_bar.update()
         step, every = self.progress.step, self.arguments.checkpointing_steps
         is_last = step == self.total_steps
         must_save = bool(every) and (step % every == 0 or is_last)
         must_stop = False
-        if must_save or is_last or step % self.updates_between_questions == 0:
-            must_stop = self._ask_everyone()
+        if must_save or is_last or step % self.updates_between_syncs == 0:
+            must_stop = self._sync_stop_flags()
         if step % self.arguments.logging_steps == 0 or is_last:
             self._log()
         for steps, function in self.every:
             if step % steps == 0 or is_last:
                 function()
-        if must_save or must_stop:
-            self.save()
+        is_saved = self.save() if must_save or must_stop else False
         if must_stop and not is_last:
-            logger.warning(f"Stopped by a signal after {step} updates. Go on with `--resume_from_checkpoint latest`.")
-            raise SystemExit(EXIT_INTERRUPTED)
+            self._stop(is_saved)
 
-    def _interrupt(self, number: int, frame: object):
-        self.interrupted_by = number
+    def _stop(self, is_saved: bool):
+        """Ends the run after a signal."""
+        steps, name = self.progress.step, self.signals.name
+        if is_saved:
+            message = f"Stopped by {name} after {steps} updates. Resume with `--resume_from_checkpoint latest`."
+        else:
+            whole = checkpoints(self.arguments.output_dir)
+            kept = f"the newest checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
+            message = f"Stopped by {name} after {steps} updates, which could not be saved: {kept}."
+        self.progress_bar.close()
+        # All processes end; one line is enough.
+        said = message if self.accelerator.is_main_process else ""
+        raise InterruptedRunError(said, self.signals.exit_status if is_saved else 1)
 
-    def _ask_everyone(self) -> bool:
-        """Whether a process was told to stop. Ends the run if a loss is no number, before that is saved."""
+    def _sync_stop_flags(self) -> bool:
+        """Whether any process was told to stop. Ends the run if a loss is not finite, before that is saved."""
         is_finite = torch.stack(list(self.losses)).isfinite().all()
-        troubles = torch.stack([~is_finite, is_finite.new_tensor(self.interrupted_by is not None)]).float()
+        troubles = torch.stack([~is_finite, is_finite.new_tensor(self.signals.received is not None)]).float()
         not_finite, interrupted = self.accelerator.reduce(troubles, "sum").tolist()
         if not_finite:
             self._give_up()
@@ -243,39 +312,51 @@ class TrainingRun:
             step, batch = self.recent[bad]
             rank = self.accelerator.process_index
             file = Path(self.arguments.output_dir, f"nonfinite-loss-step-{step + 1}-process-{rank}.pt")
-            torch.save({"step": step + 1, "loss": losses[bad], "batch": batch, "progress": vars(self.progress)}, file)
-            where = f"in update {step + 1}; its batch is in {file}"
-        raise SystemExit(f"The loss is no finite number {where}. The checkpoints before it are untouched.")
+            found = {"step": step + 1, "loss": losses[bad], "progress": vars(self.progress), "batch": batch.tensors()}
+            where = f"in update {step + 1}"
+            with contextlib.suppress(OSError):
+                torch.save(found, file)
+                where += f"; its batch is in {file}"
+        self.progress_bar.close()
+        raise NonFiniteLossError(f"The loss is not finite {where}. The checkpoints before it are untouched.")
 
     def save(self) -> bool:
-        """Writes a checkpoint; see [`save_checkpoint`]."""
-        return save_checkpoint(
+        """Writes a checkpoint, see [`save_checkpoint`], and does what follows each of them."""
+        is_saved = save_checkpoint(
             self.accelerator,
             self.arguments.output_dir,
             self.progress.step,
             self._settings(),
             self.arguments.checkpoints_total_limit,
-            self.source.state_dict(),
+            self.last_update[1],
         )
+        if is_saved:
+            self._say("checkpoint saved")
+        for function in self.after_saving if is_saved else ():
+            function()
+        return is_saved
 
     def _log(self):
         now, (then, seen) = time.perf_counter(), self.logged_at
-        figures = self.averages.pop()
-        figures["learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics = self.averages.pop()
+        metrics["learning_rate"] = float(self.scheduler.get_last_lr()[0])
         speed = (self.progress.samples_seen - seen) / (now - then)
-        figures["images_per_second"] = speed
+        metrics["images_per_second"] = speed
         peak = peak_flops(self.accelerator.device)
         if self.flops_per_image and peak:
-            figures["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
+            metrics["mfu"] = speed * self.flops_per_image / (peak * self.accelerator.num_processes)
         self._count_skipped()
-        figures["skipped_images"] = self.progress.num_skipped
+        metrics["skipped_images"] = self.progress.num_skipped
         num_samples = self.source.num_samples or self.arguments.num_train_samples
         if num_samples:
-            figures["epoch"] = self.progress.samples_seen / num_samples
+            metrics["epoch"] = self.progress.samples_seen / num_samples
         self.logged_at = (now, self.progress.samples_seen)
-        self.log(figures)
-        shown = {"loss": f"{figures['loss']:.4f}", "images_s": f"{speed:.0f}"}
-        self.progress_bar.set_postfix(shown | ({"mfu": f"{figures['mfu']:.2f}"} if "mfu" in figures else {}))
+        self._write(metrics)
+        shown = {"loss": f"{metrics['loss']:.4f}", "images_s": f"{speed:.0f}"}
+        self.progress_bar.set_postfix(shown | ({"mfu": f"{metrics['mfu']:.2f}"} if "mfu" in metrics else {}))
+        seconds_left = (self.total_steps - self.progress.step) * self.batch_size / speed
+        left = datetime.timedelta(seconds=round(seconds_left))
+        self._say(f"loss {metrics['loss']:.4f}, {speed:.0f} images a second, {left} left")
 
     def _count_skipped(self):
         skipped = torch.tensor(self.skipped_here, device=self.accelerator.device)
@@ -284,7 +365,8 @@ class TrainingRun:
         num_skipped, share = self.progress.num_skipped, self.arguments.max_skipped_share
         if num_skipped > max(share * self.progress.samples_seen, 0 if share == 0 else 10):
             self.save()
-            raise SystemExit(
+            self.progress_bar.close()
+            raise DataError(
                 f"{num_skipped} of {self.progress.samples_seen} images were broken, more than `--max_skipped_share` "
                 f"{share}. Look at the data, or allow more."
             )
@@ -304,12 +386,20 @@ class TrainingRun:
             if self.ema is not None:
                 self.ema.restore(parameters)
 
-    def log(self, figures: dict[str, float]):
-        """Sends figures to the trackers, and to `metrics.jsonl`, a line each time."""
-        self.accelerator.log(figures, step=self.progress.step)
+    def log(self, metrics: dict[str, float]):
+        """Sends metrics to the trackers, to `metrics.jsonl`, a line each time, and to a log that is not a terminal."""
+        self._write(metrics)
+        self._say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def _write(self, metrics: dict[str, float]):
+        self.accelerator.log(metrics, step=self.progress.step)
         if self.accelerator.is_main_process:
-            with Path(self.arguments.output_dir, "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.progress.step, **figures}) + "\n")
+            self.metrics_file.append({"step": self.progress.step, **metrics})
+
+    def _say(self, text: str):
+        """A line in the log, where there is no progress bar."""
+        if self.accelerator.is_main_process and self.progress_bar.disable:
+            logger.info(f"Update {self.progress.step} of {self.total_steps}: {text}")
 
     def finish(self) -> dict[str, torch.Tensor] | None:
         """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
@@ -319,28 +409,16 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.copy_to(self.trained_parameters())
         state = self.accelerator.get_state_dict(self.model)
+        self.folder_lock.close()
         return state if self.accelerator.is_main_process else None
 
 
-class MovingAverage(EMAModel):
-    """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
-
-    def state_dict(self) -> dict[str, Any]:
-        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in self.shadow_params]
-        return super().state_dict() | {"shadow_params": whole}
-
-    def load_state_dict(self, state_dict: dict[str, Any]):
-        sharded = self.shadow_params
-        super().load_state_dict(state_dict)
-        self.shadow_params = [_like(new, old) for new, old in zip(self.shadow_params, sharded, strict=True)]
-
-
-def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`tensor` where `other` is, and sharded as it is."""
-    tensor = tensor.to(other.device)
-    if not hasattr(other, "full_tensor"):
-        return tensor
-    return torch.distributed.tensor.distribute_tensor(tensor, other.device_mesh, other.placements)
+def _of_worker(error: Exception) -> str:
+    """An error's message, without the traceback that a loading process puts before it."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text.splitlines()[0]
+    return text.splitlines()[-1].partition("Error: ")[2] or text.splitlines()[-1]
 
 
 def create_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -348,8 +426,10 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     The topology that `accelerate launch` or the environment says.
 
     Raises:
-        SystemExit: with a message, if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
+        ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
+        OSError: if the model is to be pushed and that cannot be.
     """
+    end_with_launcher()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -362,17 +442,34 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         project_config=ProjectConfiguration(arguments.output_dir, logging_dir=str(Path(arguments.output_dir, "logs"))),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise SystemExit(
+        raise ValueError(
             "fp16 needs a GPU: Accelerate would compute in float32. Say `--mixed_precision bf16` or `no`."
         )
-    one_pass = arguments.train_batch_size * accelerator.num_processes
+    _warn_of_slow_bfloat16(accelerator)
+    micro_batch = arguments.train_batch_size * accelerator.num_processes
     if arguments.total_batch_size:
-        if arguments.total_batch_size % one_pass:
-            raise SystemExit(
-                f"`--total_batch_size` {arguments.total_batch_size} is no multiple of the {one_pass} images of one "
-                f"pass ({accelerator.num_processes} processes x `--train_batch_size` {arguments.train_batch_size})."
+        if arguments.total_batch_size % micro_batch:
+            raise ValueError(
+                f"`--total_batch_size` {arguments.total_batch_size} is not a multiple of the {micro_batch} images of "
+                f"{accelerator.num_processes} processes with `--train_batch_size` {arguments.train_batch_size}."
             )
-        accelerator.gradient_accumulation_steps = arguments.total_batch_size // one_pass
+        accelerator.gradient_accumulation_steps = arguments.total_batch_size // micro_batch
+    if accelerator.is_main_process:
+        # Before a month of training rather than after it.
+        arguments.publication.check()
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
+
+
+@torch.no_grad()
+def _warn_of_slow_bfloat16(accelerator: Accelerator):
+    if accelerator.mixed_precision != "bf16" or accelerator.device.type != "cpu":
+        return
+    with torch.random.fork_rng():
+        slowdown = bfloat16_slowdown(accelerator.device)
+    if slowdown > 1.5:
+        logger.warning(
+            f"bfloat16 takes {slowdown:.1f} times as long as float32 on this processor, measured just now: "
+            "`--mixed_precision no` is faster."
+        )

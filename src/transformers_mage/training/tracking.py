@@ -1,16 +1,23 @@
 """What a run measures: means without waiting for the device, and how well the hardware is used."""
 
+import json
 import math
+import time
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_mage import MageConfig
+from ..files import write_text
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling
 
-# A mean over the passes of all processes, or the sum and the weight of one.
+logger = get_logger(__name__)
+
+# A mean over the micro-batches of all processes, or the sum and the weight of one.
 Metric = torch.Tensor | tuple[torch.Tensor, torch.Tensor | float]
 
 # Dense bfloat16 operations a second, as the vendors state them.
@@ -18,14 +25,14 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "
 
 
 class Averages:
-    """Means of what is measured in each pass. The names must be the same in all processes."""
+    """Means of what is measured in each micro-batch. The names must be the same in all processes."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.sums: dict[str, torch.Tensor] = {}
 
     def add(self, metrics: dict[str, Metric]):
-        """Takes a pass's values, or (sum, weight) of values that count for more or less than one pass."""
+        """Takes a micro-batch's values, or (sum, weight) of values that count for more or less than one."""
         device = self.accelerator.device
         for name, value in metrics.items():
             total, weight = value if isinstance(value, tuple) else (value, 1.0)
@@ -49,14 +56,47 @@ def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
     return torch.full((), value, dtype=torch.float32, device=device)
 
 
+class MetricsFile:
+    """A file of metrics, a line of JSON each time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._is_full = False
+
+    def truncate(self, step: int):
+        """Drops what a killed run logged after the update it is resumed from, and lines that a full disk cut."""
+        lines = self.path.read_text(errors="replace").split("\n") if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def append(self, values: dict[str, float]):
+        """Adds a line. A full disk is reported once, and does not end a run: its checkpoints matter more."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                logger.error(f"Metrics cannot be written to {self.path}: {error}. Training continues without them.")
+            self._is_full = True
+
+
+def _step_of(line: str) -> float:
+    """The update that a line of metrics is of; infinite for what is not such a line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
 def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 5) -> dict[str, Metric]:
     """
-    The loss, sorted into buckets of the masking ratio between 0.5 and 1, by the pass's mean ratio. Every bucket is
-    there; all but one have no weight.
+    The loss, sorted into buckets of the masking ratio between 0.5 and 1, by the micro-batch's mean ratio. Every bucket
+    is there; all but one have no weight.
     """
-    ratio = masks.num_masked / masks.bool_masked_pos.numel()
+    ratio = (masks.num_masked or 0) / masks.bool_masked_pos.numel()
     bucket = min(max(int((ratio - 0.5) * 2 * num_buckets), 0), num_buckets - 1)
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for i in range(num_buckets):
         low, high = 50 + 50 * i // num_buckets, 50 + 50 * (i + 1) // num_buckets
         weight = float(i == bucket)
@@ -86,9 +126,26 @@ def expected_masks(config: MageConfig, batch_size: int) -> MageMasks:
     """Masks of the mean ratio, on the default device."""
     length = config.sequence_length
     ratio = min(max(config.mask_ratio_mean, config.mask_ratio_min), config.mask_ratio_max)
-    num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * config.drop_ratio)
+    num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * (config.drop_ratio or 0))
     positions = torch.arange(length).expand(batch_size, length)
     return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size, num_masked)
+
+
+def bfloat16_slowdown(device: torch.device) -> float:
+    """How many times as long as in float32 the device takes for a linear layer and a convolution in bfloat16."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = torch.nn.Linear(256, 256, device=device, dtype=dtype)
+        convolution = torch.nn.Conv2d(32, 32, 3, device=device, dtype=dtype)
+        features, pixels = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, 256), (4, 32, 32, 32)))
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            layer(features).sum().item()
+            convolution(pixels).sum().item()
+            taken.append(time.perf_counter() - start)
+        seconds.append(min(taken))
+    return seconds[1] / seconds[0]
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -10,7 +10,7 @@ VALIDATION_SEED = 0
 
 
 @torch.no_grad()
-def validate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
     """
     Loss and accuracy on held-out tokens. Their masks are always the same, drawn with the training's masking ratios.
 
@@ -32,8 +32,8 @@ def validate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerato
         generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
         masks = sample_masks(config, len(batch), generator=generator, device=accelerator.device)
         _, metrics = model(batch.to(accelerator.device), masks)
-        figures = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
-        sums += figures.float() * len(batch) * is_new
+        values = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
+        sums += values.float() * len(batch) * is_new
     model.train(was_training)
     loss, accuracy, count = accelerator.reduce(sums, "sum").tolist()
     return {"validation_loss": loss / count, "validation_accuracy": accuracy / count}

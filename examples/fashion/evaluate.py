@@ -1,0 +1,193 @@
+"""
+Scores a model of clothes on the test images, and draws it.
+
+    python -m examples.fashion.evaluate --model_name_or_path MODEL_FOLDER --output_dir outputs/fashion/evaluation
+
+Each part is a file in the output folder; what is there is not made again.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from examples.junk import JUNK_KINDS
+from transformers_mage import MagePipeline
+from transformers_mage.image_networks import load_image_network
+from transformers_mage.image_tokens import decode_images, encode_images
+from transformers_mage.metrics import FrechetInceptionDistance
+from transformers_mage.visualization import draw_steps
+
+from .images import load_split
+from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
+from .pictures import draw_images, draw_rows
+from .sampling import generate, to_uint8
+from .scores import extract_features, fashion_scores, nearest_images
+
+HALF = IMAGE_SIZE // 2
+# Left, upper, right and lower edge of what is hidden.
+HALVES = {
+    "upper": (0, 0, IMAGE_SIZE, HALF),
+    "lower": (0, HALF, IMAGE_SIZE, IMAGE_SIZE),
+    "left": (0, 0, HALF, IMAGE_SIZE),
+    "right": (HALF, 0, IMAGE_SIZE, IMAGE_SIZE),
+}
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_name", type=Path, default=Path("outputs", "fashion", "data"))
+    parser.add_argument("--model_name_or_path", default="outputs/fashion/mage")
+    parser.add_argument("--judge", type=Path, default=Path("outputs", "fashion", "judge"))
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs", "fashion", "evaluation"))
+    parser.add_argument("--num_images", type=int, default=5000, help="samples to score")
+    parser.add_argument("--num_inpainted", type=int, default=1000, help="test images of which halves are hidden")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="of a class-conditional model")
+    parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
+    arguments = parser.parse_args(argv)
+
+    evaluation = Evaluation.open(arguments)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "real": score_real,
+        "tokenizer": score_tokenizer,
+        "samples": score_samples,
+        "inpainting": score_inpainting,
+    }
+    figures = {name: stored(arguments.output_dir / f"{name}.json", part, evaluation) for name, part in parts.items()}
+    print(json.dumps(figures, indent=2))
+
+
+@dataclass
+class Evaluation:
+    """What all parts of an evaluation need."""
+
+    arguments: argparse.Namespace
+    judge: FashionJudge
+    pipe: MagePipeline
+    test: tuple[Tensor, Tensor]
+    train: tuple[Tensor, Tensor]
+    references: Tensor
+
+    @classmethod
+    def open(cls, arguments: argparse.Namespace) -> "Evaluation":
+        judge = FashionJudge.load(arguments.judge / "model.safetensors")
+        pipe = MagePipeline.from_pretrained(arguments.model_name_or_path)
+        pipe.set_progress_bar_config(disable=True)
+        test, train = (load_split(arguments.dataset_name, split) for split in ("test", "train"))
+        return cls(arguments, judge, pipe, test, train, judge_images(judge, test[0]).features)
+
+    @property
+    def classes(self) -> dict[str, float]:
+        """What to pass to a class-conditional pipeline beside the classes."""
+        return {"guidance_scale": self.arguments.guidance_scale} if self.pipe.model.config.num_classes else {}
+
+    def scores(self, images: Tensor) -> dict:
+        scores = fashion_scores(self.judge, images, self.references)
+        if self.arguments.image_network is None:
+            return scores
+        name = self.arguments.image_network
+        fid = FrechetInceptionDistance(name).compute(
+            predictions=self.network_features(images), references=self.network_features(self.test[0])
+        )
+        return scores | {f"fd_{name}": fid["fid"]}
+
+    def network_features(self, images: Tensor) -> Tensor:
+        return extract_features(load_image_network(self.arguments.image_network), images)
+
+    def save(self, picture: Image.Image, name: str):
+        picture.save(self.arguments.output_dir / f"{name}.png", optimize=True)
+
+
+def stored(file: Path, part: Callable[[Evaluation], dict], evaluation: Evaluation) -> dict:
+    """The figures of a part, from its file or else measured and written there."""
+    if not file.exists():
+        file.write_text(json.dumps(part(evaluation), indent=2) + "\n")
+    return json.loads(file.read_text())
+
+
+def score_real(evaluation: Evaluation) -> dict:
+    """As many real training images as there are samples, and junk: what the figures of samples stand between."""
+    images = evaluation.train[0]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: evaluation.arguments.num_images]
+    generator, (test, test_labels) = torch.Generator().manual_seed(0), evaluation.test
+    sure_of_junk = {
+        name: judge_images(evaluation.judge, make(as_grey(test[:1000]), test_labels[:1000], generator)).sure
+        for name, make in JUNK_KINDS.items()
+    }
+    return evaluation.scores(images[chosen]) | {"sure_of_junk": sure_of_junk}
+
+
+def score_tokenizer(evaluation: Evaluation) -> dict:
+    """The test images through the tokenizer and back: what no model of its tokens can be better than."""
+    vqvae, images = evaluation.pipe.vqvae, evaluation.test[0]
+    channels = vqvae.config.in_channels
+    pixels = as_grey(images).expand(-1, channels, -1, -1)
+    decoded = [decode_images(vqvae, encode_images(vqvae, batch)) for batch in tqdm(pixels.split(500), leave=False)]
+    rebuilt = to_uint8(torch.cat(decoded).clamp(0, 1))
+    error = (as_grey(rebuilt) - as_grey(images)).square().mean(dim=(1, 2, 3))
+    evaluation.save(draw_rows([images[:16], rebuilt[:16]]), "tokenizer")
+    return evaluation.scores(rebuilt) | {"psnr": float(-10 * error.log10().mean())}
+
+
+def score_samples(evaluation: Evaluation) -> dict:
+    """Samples, and how far they are from training images, beside how far test images are."""
+    count, pipe = evaluation.arguments.num_images, evaluation.pipe
+    labels = [number % 10 for number in range(count)] if evaluation.classes else None
+    images = generate(pipe, count, class_labels=labels, **evaluation.classes)
+    figures = evaluation.scores(images)
+    if labels:
+        kinds = judge_images(evaluation.judge, images).kinds
+        figures["asked_class"] = float((kinds == torch.tensor(labels)).float().mean())
+    for name, some in (("samples", images[:1000]), ("test_images", evaluation.test[0][:1000])):
+        figures[f"distance_to_training_{name}"] = float(nearest_images(some, evaluation.train[0])[0].median())
+    draw_samples(evaluation, images)
+    return figures
+
+
+def draw_samples(evaluation: Evaluation, images: Tensor):
+    evaluation.save(draw_images(images[:100], num_columns=10), "samples")
+    nearest = evaluation.train[0][nearest_images(images[:20], evaluation.train[0])[1]]
+    evaluation.save(draw_rows([images[:20], nearest]), "neighbours")
+    classes = {"class_labels": list(range(6))} | evaluation.classes if evaluation.classes else {"num_images": 6}
+    output = evaluation.pipe(generator=torch.Generator().manual_seed(0), return_steps=True, **classes)
+    mask_token_id = evaluation.pipe.model.config.mask_token_id
+    picture = draw_steps(output.images, output.steps, mask_token_id, num_columns=10, scale=2)
+    evaluation.save(picture, "steps")
+
+
+def score_inpainting(evaluation: Evaluation) -> dict:
+    """How many test images keep the judge's kind when a half is painted anew."""
+    images = evaluation.test[0][: evaluation.arguments.num_inpainted]
+    before, kept, rows = judge_images(evaluation.judge, images).kinds, {}, [images[:16]]
+    for name, box in HALVES.items():
+        painted = paint_half(evaluation, images, box)
+        kept[name] = float((judge_images(evaluation.judge, painted).kinds == before).float().mean())
+        hidden = images[:16].clone()
+        hidden[:, :, box[1] : box[3], box[0] : box[2]] = 128
+        rows += [hidden, painted[:16]]
+    evaluation.save(draw_rows(rows), "inpainting")
+    return {"kept": kept, "mean": sum(kept.values()) / len(kept)}
+
+
+def paint_half(evaluation: Evaluation, images: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """The images with what is in the box painted anew, without being told their class."""
+    mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    mask.paste(255, box)
+    painted = []
+    for number, batch in enumerate(images.split(250)):
+        photos = [Image.fromarray(image[0].numpy()).convert("RGB") for image in batch]
+        generator = torch.Generator().manual_seed(number)
+        output = evaluation.pipe(image=photos, mask_image=mask, generator=generator, feather=0, output_type="pt")
+        painted.append(to_uint8(output.images))
+    return torch.cat(painted)
+
+
+if __name__ == "__main__":
+    main()

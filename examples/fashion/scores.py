@@ -1,0 +1,49 @@
+"""Figures of generated clothes: by the judge, by a network of photographs, and by the nearest training image."""
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
+
+from .judge import FashionJudge, as_grey, judge_images
+
+
+def fashion_scores(judge: FashionJudge, images: Tensor, references: Tensor) -> dict:
+    """
+    What the judge says of images, and how far they are from real ones by the features of its last hidden layer.
+
+    Args:
+        judge ([`FashionJudge`]).
+        images (`torch.Tensor` of shape `(N, 1 or 3, 28, 28)`): uint8, or floats in [0, 1].
+        references (`torch.Tensor` of shape `(M, 128)`): the judge's features of real images.
+    """
+    verdicts = judge_images(judge, images)
+    distance = FrechetInceptionDistance(judge).compute(predictions=verdicts.features, references=references)
+    return {
+        "fd": distance["fid"],
+        "sure": verdicts.sure,
+        "junk": verdicts.junk,
+        "shares": verdicts.shares,
+        **PrecisionRecall(judge).compute(predictions=verdicts.features, references=references),
+    }
+
+
+@torch.no_grad()
+def extract_features(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+    """(N, D) features by a network that returns features and logits."""
+    batches = tqdm(images.split(batch_size), desc="Extracting features", mininterval=5, leave=False)
+    return torch.cat([network(as_grey(batch))[0] for batch in batches])
+
+
+def nearest_images(images: Tensor, training: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """
+    The training image that each image is nearest to, by the root mean square difference of their pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`, the distances, in [0, 1], and of shape `(N,)`, the indices.
+    """
+    known = as_grey(training).flatten(1)
+    found = [torch.cdist(batch, known).min(dim=1) for batch in as_grey(images).flatten(1).split(batch_size)]
+    distances, indices = zip(*found, strict=True)
+    return torch.cat(distances) / known.shape[1] ** 0.5, torch.cat(indices)

@@ -1,0 +1,226 @@
+"""How a pipeline comes from a folder or the Hub, and goes there."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers.utils import logging
+
+from .carried_code import IS_INSTALLED, remove_code, write_code
+from .hub_folders import FETCHING, check_repository, model_folder, push_folder
+from .modeling_mage import MageForMaskedImageModeling
+from .scheduling_mage import MageScheduler
+
+logger = logging.get_logger(__name__)
+
+# What decides how a model's weights are loaded.
+_LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
+
+
+class PipelineSavingMixin:
+    """
+    Loading and saving of one folder that serves transformers and diffusers alike: the weights lie in its root, where
+    diffusers does not look for a component's.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> DiffusionPipeline:
+        r"""
+        Loads a pipeline. A name on the Hub works exactly as a folder does.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or `org/name` on the Hub.
+            dtype (`torch.dtype` or `dict`, *optional*): what to load the model in; its tokenizer stays in float32.
+            variant (`str`, *optional*): which weights, as `"fp16"`.
+            revision, token, cache_dir, local_files_only, force_download (*optional*): see [`~MagePipeline.download`].
+            device_map, max_memory, offload_folder, use_safetensors (*optional*): see
+                `PreTrainedModel.from_pretrained`.
+            kwargs: what else `DiffusionPipeline.from_pretrained` takes, components as `scheduler=...` among them.
+
+        Raises:
+            OSError: in one line, where there is no such folder or repository, or it cannot be reached.
+        """
+        fetching = {name: kwargs.pop(name) for name in FETCHING if name in kwargs}
+        folder = cls.download(str(pretrained_model_name_or_path), kwargs.get("variant"), **fetching)
+        if not Path(folder, cls.config_name).is_file():
+            raise OSError(f"{pretrained_model_name_or_path} holds no pipeline: it has no {cls.config_name}.")
+        loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        if "model" not in kwargs:
+            quantization = _quantization_of(kwargs.get("quantization_config"))
+            kwargs["model"] = cls._load_model(folder, _dtype_of(dtype), **loading, **quantization)
+        if "scheduler" not in kwargs:
+            kwargs["scheduler"] = MageScheduler.from_pretrained(folder, subfolder="scheduler")
+        pipe = super().from_pretrained(folder, **kwargs)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        if "device_map" in loading:
+            pipe.hf_device_map = pipe.model.hf_device_map
+        return pipe
+
+    @staticmethod
+    def _load_model(folder: str, dtype: torch.dtype | None, **loading: Any) -> MageForMaskedImageModeling:
+        return MageForMaskedImageModeling.from_pretrained(folder, dtype=dtype, **loading)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, variant: str | None = None, **fetching: Any) -> str:
+        r"""
+        Fetches what a pipeline needs from the Hub, unless the cache has it.
+
+        Args:
+            pretrained_model_name (`str`): `org/name`, or a folder, which is what is returned then.
+            variant (`str`, *optional*): which weights, as `"fp16"`.
+            revision (`str`, *optional*): a branch, tag or commit.
+            token (`str` or `bool`, *optional*): for private and gated repositories; by default the one of
+                `hf auth login`, or `HF_TOKEN`.
+            cache_dir (`str` or `os.PathLike`, *optional*): by default `HF_HUB_CACHE`.
+            local_files_only (`bool`, *optional*): take it from the cache, as with `HF_HUB_OFFLINE=1`.
+            force_download (`bool`, *optional*): fetch it even though the cache has it.
+
+        Returns:
+            `str`: the folder in the cache.
+
+        Raises:
+            OSError: in one line, where there is no such repository, or it cannot be reached.
+            TypeError: for anything else that is passed.
+        """
+        unknown = sorted(set(fetching) - set(FETCHING))
+        if unknown:
+            raise TypeError(f"`download` takes {list(FETCHING)}, got `{unknown[0]}`.")
+        return model_folder(pretrained_model_name, variant, **fetching)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> dict | tuple:
+        """The folder's `model_index.json`, with where its classes are today, or are here, in place of what it says."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config["_class_name"] = cls.__name__
+        for name, component in (("model", MageForMaskedImageModeling), ("scheduler", MageScheduler)):
+            if name in config:
+                config[name] = [component.__module__, component.__name__]
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "5GB",
+        push_to_hub: bool = False,
+        with_code: bool | None = None,
+        *,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ):
+        r"""
+        Saves one folder that serves `AutoModel`, `AutoImageProcessor` and [`MagePipeline`], each weight stored once.
+        What an earlier save left there of the same variant is replaced, other variants and the card are kept.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder, created if need be.
+            safe_serialization (`bool`): for diffusers' sake. Weights are safetensors in any case.
+            variant (`str`, *optional*): put it into the names of the weights' files, as `"fp16"`.
+            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): largest size of one file of weights.
+            push_to_hub (`bool`, *optional*): upload the folder afterwards.
+            with_code (`bool`, *optional*): add the code that loads the folder without this package. By default, if
+                the folder is pushed.
+            repo_id (`str`, *optional*): where to push; by default the folder's name, in the account of the token.
+            private (`bool`, *optional*): whether a repository that is created is private.
+            token (`str` or `bool`, *optional*): by default the one of `hf auth login`, or `HF_TOKEN`.
+            commit_message (`str`, *optional*): of the push.
+            revision (`str`, *optional*): the branch to push to, created if need be.
+            create_pr (`bool`): open a pull request rather than change the branch.
+
+        Raises:
+            OSError: in one line and before anything is saved, where the folder cannot be pushed.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"`save_directory` must be a folder, and {save_directory} is a file.")
+        if push_to_hub:
+            repo_id = check_repository(repo_id or Path(save_directory).resolve().name, token, private)
+        if not safe_serialization:
+            logger.warning("`safe_serialization=False` is not done: a MagePipeline's weights are always safetensors.")
+        carries_code = (push_to_hub or not IS_INSTALLED) if with_code is None else with_code
+        self._save_parts(Path(save_directory), variant, max_shard_size)
+        (write_code if carries_code else remove_code)(save_directory)
+        if push_to_hub:
+            message = commit_message or "Upload MagePipeline"
+            pushing = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            push_folder(save_directory, repo_id, commit_message=message, variant=variant, **pushing)
+
+    def _save_parts(self, folder: Path, variant: str | None, max_shard_size: int | str):
+        self.model.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        if self.image_processor is None:
+            (folder / "preprocessor_config.json").unlink(missing_ok=True)
+        else:
+            self.image_processor.save_pretrained(folder)
+        (folder / self.config_name).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
+
+    def _index(self) -> dict[str, Any]:
+        """What `model_index.json` says."""
+        # Where the pipeline was loaded from is nobody's business but this machine's.
+        index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
+        index["_class_name"] = type(self).__name__
+        for name, component in self.components.items():
+            library = None if component is None else type(component).__module__
+            if library is not None and library.rpartition(".")[0] == __package__:
+                # The package rather than its files, so that saved folders outlive a change of layout.
+                index[name] = ["transformers_mage", type(component).__name__]
+            elif library is not None and library.startswith("transformers."):
+                index[name] = ["transformers", type(component).__name__]
+        return index
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
+        revision: str | None = None,
+        max_shard_size: int | str = "5GB",
+    ) -> str:
+        r"""
+        Uploads the pipeline, with the code that loads it without this package.
+
+        Args:
+            repo_id (`str`): `org/name`, or a name in the account of the token.
+            max_shard_size, the others: see [`~MagePipeline.save_pretrained`].
+
+        Returns:
+            `str`: the address of the commit, or of the pull request.
+
+        Raises:
+            OSError: in one line, where the token is wrong or the name is another's.
+        """
+        repo_id = check_repository(repo_id, token, private)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization, variant, max_shard_size, with_code=True)
+            message = commit_message or "Upload MagePipeline"
+            pushing = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            return push_folder(folder, repo_id, commit_message=message, variant=variant, **pushing)
+
+
+def _dtype_of(dtype: torch.dtype | dict | None) -> torch.dtype | None:
+    """The model's, where diffusers takes one for each component."""
+    return dtype.get("model", dtype.get("default")) if isinstance(dtype, dict) else dtype
+
+
+def _quantization_of(config: Any) -> dict[str, Any]:
+    """The model's part of a `PipelineQuantizationConfig`."""
+    own = None if config is None else config._resolve_quant_config(is_diffusers=False, module_name="model")
+    return {} if own is None else {"quantization_config": own}
+
+
+__all__ = ["PipelineSavingMixin"]

@@ -1,0 +1,1 @@
+"""Training a VQGAN: its autoencoder, its codebook, and what judges its reconstructions."""

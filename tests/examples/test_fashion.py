@@ -1,0 +1,232 @@
+"""The example of clothes: its data set, its judge, its figures."""
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+
+from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep, train_judge
+from examples.fashion.cards import write_card
+from examples.fashion.images import load_split
+from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
+from examples.fashion.scores import fashion_scores, nearest_images
+from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
+from transformers_mage.image_tokens import encode_images
+
+
+def write_idx(path: Path, array: np.ndarray):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def idx_dir(tmp_path: Path) -> Path:
+    """240 + 20 images of a single grey level each, ten times their class."""
+    for name, count in (("train", 240), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels)
+        images = np.broadcast_to(10 * labels[:, None, None], (count, 28, 28))
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images)
+    return tmp_path
+
+
+@pytest.fixture
+def data(idx_dir: Path, tmp_path: Path) -> Path:
+    make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_dataset_has_a_split_to_choose_on(data):
+    dataset = load_from_disk(data)
+    assert {name: len(split) for name, split in dataset.items()} == {"train": 220, "validation": 20, "test": 20}
+    assert dataset["train"].features["label"].names == list(make_dataset.CLASSES)
+    images, labels = load_split(data, "validation")
+    assert images.shape == (20, 1, 28, 28)
+    assert torch.equal(images[:, 0, 0, 0], 10 * labels)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "has neither"),
+        (lambda file: file.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x01\0")), "not an idx file of 3 dimensions"),
+        (lambda file: file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-1])), "is incomplete"),
+    ],
+)
+def test_damaged_files_are_named(idx_dir, tmp_path, damage, message):
+    damage(idx_dir / "train-images-idx3-ubyte.gz")
+
+    with pytest.raises(SystemExit, match=rf"train-images-idx3-ubyte.*{message}|{message}.*train-images-idx3-ubyte"):
+        make_dataset.main(["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "data")])
+
+
+def test_junk_is_not_what_it_was_made_of(generator):
+    images, labels = torch.rand(32, 1, 28, 28, generator=generator), torch.arange(32) % 10
+
+    junk = make_junk(images, labels, generator)
+
+    assert junk.shape == images.shape
+    assert junk.min() >= 0
+    assert junk.max() <= 1
+    assert (junk - images).abs().mean(dim=(1, 2, 3)).min() > 0.05
+    assert set(JUNK_KINDS) == {"shuffled blocks", "halves of two images", "noise", "blur"}
+
+
+def test_shuffling_keeps_all_pixels(generator):
+    images = torch.rand(3, 1, 28, 28, generator=generator)
+
+    shuffled = shuffled_blocks(images, torch.zeros(3), generator)
+
+    assert torch.equal(shuffled.flatten(1).sort().values, images.flatten(1).sort().values)
+
+
+def test_halves_are_of_different_kinds(generator):
+    labels = torch.arange(20) % 10
+    images = labels.float()[:, None, None, None].expand(-1, 1, 28, 28)
+
+    joined = joined_halves(images, labels, generator).flatten(1)
+
+    for image, label in zip(joined, labels, strict=True):
+        levels, counts = image.unique(return_counts=True)
+        assert len(levels) == 2
+        assert label in levels
+        assert counts.tolist() == [392, 392]
+
+
+def test_verdicts_count_junk_as_not_sure():
+    verdicts = Verdicts(torch.zeros(4, 1), torch.tensor([0, 3, JUNK, 3]), torch.tensor([0.9, 0.7, 0.99, 0.81]))
+
+    assert verdicts.sure == 0.5
+    assert verdicts.junk == 0.25
+    assert verdicts.shares == [0.25, 0, 0, 0.5, 0, 0, 0, 0, 0, 0]
+
+
+def test_judge_is_trained_and_saved(data, tmp_path):
+    common = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "judge")]
+    train_judge.main([*common, "--num_train_epochs", "1", "--train_batch_size", "64"])
+
+    figures = json.loads((tmp_path / "judge" / "results.json").read_text())["test"]
+    assert set(figures["sure_of_each_junk"]) == set(JUNK_KINDS)
+    judge = FashionJudge.load(tmp_path / "judge" / "model.safetensors")
+    images = load_split(data, "test")[0]
+    features, logits = judge(images)
+    assert features.shape == (20, 128)
+    assert logits.shape == (20, 11)
+    # Grey as RGB, and floats as bytes, are the same images.
+    torch.testing.assert_close(judge(images.expand(-1, 3, -1, -1).float() / 255)[0], features)
+
+
+def test_scores_of_real_images_against_themselves(generator):
+    judge, images = FashionJudge().eval(), torch.rand(200, 1, 28, 28, generator=generator)
+
+    scores = fashion_scores(judge, images, judge(images)[0].detach())
+
+    assert scores["fd"] == pytest.approx(0, abs=1e-3)
+    assert scores["precision"] == scores["recall"] == 1
+
+
+def test_nearest_image_of_a_copy_is_its_original(generator):
+    training = torch.randint(0, 256, (30, 1, 28, 28), generator=generator).to(torch.uint8)
+
+    distances, indices = nearest_images(training[[4, 7]], training)
+
+    assert indices.tolist() == [4, 7]
+    assert distances.max() < 1e-2
+
+
+def test_sweep_tries_each_setting_once(tmp_path):
+    table = tmp_path / "sweep.jsonl"
+    settings = [{"temperature": 3.0, "num_inference_steps": 8}, {"temperature": 6.0, "num_inference_steps": 8}]
+    table.write_text(json.dumps(settings[0] | {"fd": 1.0}) + "\n")
+
+    assert sweep.untried(settings, table) == settings[1:]
+
+
+def test_fewer_codes_leave_all_else_as_it_is(tokenizer, generator):
+    codes = torch.randn(3, tokenizer.config.latent_channels, generator=generator)
+
+    reduced = reduce_codes.with_codes(tokenizer, codes)
+
+    assert reduced.config.num_vq_embeddings == 3
+    kept = {name: value for name, value in tokenizer.state_dict().items() if name != "quantize.embedding.weight"}
+    torch.testing.assert_close({name: reduced.state_dict()[name] for name in kept}, kept)
+    images = torch.randint(0, 256, (5, 1, 4, 4), generator=generator).to(torch.uint8)
+    assert reduce_codes.latents_of(tokenizer, images, batch_size=2).shape == (20, tokenizer.config.latent_channels)
+    assert encode_images(reduced, images.float() / 255).max() < 3
+
+
+@pytest.mark.filterwarnings("ignore:.*are too few for features")
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_a_model_is_scored_drawn_and_described(data, tmp_path, small_config, num_classes):
+    config = MageConfig(**{**small_config.to_dict(), "image_size": 28, "num_classes": num_classes})
+    model = MageForMaskedImageModeling(config).eval()
+    MagePipeline(model, MageScheduler(config.mask_token_id, num_inference_steps=2)).save_pretrained(tmp_path / "model")
+    (tmp_path / "judge").mkdir()
+    FashionJudge().save(tmp_path / "judge" / "model.safetensors")
+    flags = ["--model_name_or_path", tmp_path / "model", "--judge", tmp_path / "judge", "--dataset_name", data]
+    flags += ["--num_images", 20, "--num_inpainted", 16, "--output_dir", tmp_path / "scores"]
+
+    evaluate.main([str(flag) for flag in flags])
+
+    scores = json.loads((tmp_path / "scores" / "samples.json").read_text())
+    assert ("asked_class" in scores) == bool(num_classes)
+    assert scores["fd"] >= 0
+    assert set(json.loads((tmp_path / "scores" / "inpainting.json").read_text())["kept"]) == set(evaluate.HALVES)
+    card = tmp_path / "card"
+    card.mkdir()
+    blocks = (f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("generation", "kinds", "inpainting"))
+    (card / "README.md").write_text("".join(blocks))
+    write_card(card, tmp_path / "scores")
+    assert "| samples |" in (card / "README.md").read_text()
+    assert (card / "pictures" / "samples.png").exists()
+
+
+def test_what_is_scored_is_not_scored_again(tmp_path):
+    file = tmp_path / "part.json"
+
+    first = evaluate.stored(file, lambda evaluation: {"fd": 1.0}, None)
+    second = evaluate.stored(file, lambda evaluation: {"fd": 2.0}, None)
+
+    assert first == second == {"fd": 1.0}
+
+
+def test_bundled_images_are_those_of_the_data_set(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "PICTURE", tmp_path / "sheet.png")
+    monkeypatch.setattr(bundle, "PER_CLASS", 2)
+    bundle.main(["--dataset_name", str(data)])
+
+    images, labels = bundle.load_bundled()
+
+    assert labels.tolist() == sorted(2 * list(range(10)))
+    assert torch.equal(images.flatten(1).float().mean(dim=1), 10.0 * labels)
+
+
+def test_a_few_unseen_images_travel_with_the_example():
+    images, labels = bundle.load_bundled()
+
+    assert images.shape == (300, 1, 28, 28)
+    assert torch.bincount(labels).tolist() == [30] * 10
+    assert bundle.PICTURE.stat().st_size < 200_000
+
+
+def test_the_judge_knows_clothes_from_junk(generator):
+    judge, (images, labels) = FashionJudge.load(), bundle.load_bundled()
+
+    verdicts = judge_images(judge, images)
+    junk = judge_images(judge, make_junk(as_grey(images), labels, generator))
+
+    assert (verdicts.kinds == labels).float().mean() > 0.85
+    assert 0.75 < verdicts.sure < 0.9
+    assert verdicts.junk < 0.05
+    assert junk.sure < 0.05
