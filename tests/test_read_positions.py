@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transformers_mage import MageForMaskedImageModeling, sample_masks
+from transformers_mage import MageForMaskedImageModeling, MagePipeline, MageScheduler, sample_masks
 
 
 @pytest.fixture
@@ -60,3 +60,37 @@ def test_what_does_not_fit_is_refused(model: MageForMaskedImageModeling, kwargs:
     tokens, masked = torch.randint(16, (1, 64)), torch.ones(1, 64, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
         model.train()(input_ids=tokens, bool_masked_pos=masked, **kwargs)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
+def test_generation_reads_hidden_tokens_alone_and_stays_the_same(small_config, guidance_scale: float, monkeypatch):
+    model = MageForMaskedImageModeling(type(small_config)(**small_config.to_dict() | {"num_classes": 3})).eval()
+    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id, num_inference_steps=6))
+    pipe.set_progress_bar_config(disable=True)
+
+    def generate() -> torch.Tensor:
+        generator = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        return pipe(
+            ["0", "2"], num_images=2, guidance_scale=guidance_scale, generator=generator, output_type="latent"
+        )[0]
+
+    model.config.id2label = {0: "0", 1: "1", 2: "2"}
+    read = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: read.append(kwargs) or forward(*args, **kwargs))
+    sparing = generate()
+    assert [len(kwargs["read_positions"][0]) for kwargs in read[1:]] == [62, 56, 46, 33, 17]
+    monkeypatch.setattr(MageScheduler, "max_masked", lambda self, step, length: length)
+    assert torch.equal(generate(), sparing)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "square_root", "exponential", "cubic"])
+def test_no_more_tokens_are_hidden_than_the_schedule_says(small_model, schedule: str):
+    scheduler = MageScheduler(small_model.config.mask_token_id, num_inference_steps=7, masking_schedule=schedule)
+    pipe = MagePipeline(small_model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    steps = pipe(3, return_steps=True).steps
+
+    hidden = (steps == small_model.config.mask_token_id).sum(dim=(2, 3)).amax(dim=1).tolist()
+    assert all(count <= scheduler.max_masked(step + 1, 64) for step, count in enumerate(hidden))
