@@ -33,10 +33,10 @@ from transformers_mage.hub.model_card import write_card
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import PIXEL_RANGE, pixel_range
 from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.pictures import save_picture
 from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import create_accelerator
-from transformers_mage.training.validation import save_picture
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
 from transformers_mage.training.vqgan.autoencoder import VQModelForTraining
 from transformers_mage.training.vqgan.differentiable_augmentation import KINDS

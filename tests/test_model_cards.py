@@ -23,9 +23,12 @@ def dataset():
 
 
 def test_samples_look_like_digits(pipe, dataset):
-    score = digits.score_samples(digits.DigitJudge(dataset["train"]), digits.generate(pipe, 64))
+    judge = digits.DigitJudge(dataset["train"])
+
+    score = digits.score_samples(judge, digits.generate(pipe, 64))
 
     assert score["sure"] > 0.45
+    assert digits.score_samples(judge, digits.junk_images(dataset["test"]))["sure"] < 0.05
     assert score["digits"] >= 9
 
 

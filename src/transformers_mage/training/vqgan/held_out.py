@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...image_tokens import decode_images, encode_images
 from ...visualization import draw_grid
-from ..validation import to_images
+from ..pictures import to_images
 
 
 class HeldOutImages:

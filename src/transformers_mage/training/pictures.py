@@ -1,4 +1,4 @@
-"""Looking at a model while it trains: the loss on held-out images at fixed masks, and pictures of what it makes."""
+"""Pictures of what a model makes while it trains."""
 
 from pathlib import Path
 
@@ -8,46 +8,12 @@ from accelerate import Accelerator
 from diffusers import VQModel
 from diffusers.utils import numpy_to_pil
 from PIL import Image
-from torch import nn
 
 from ..image_tokens import decode_images
-from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from ..visualization import draw_grid
-
-VALIDATION_SEED = 0
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
-    """
-    Loss and accuracy on held-out tokens. Their masks are always the same, drawn with the training's masking ratios.
-
-    Args:
-        model (`nn.Module`): a prepared [`MageForPreTraining`].
-        tokens (`torch.Tensor` of shape `(num_images, sequence_length)`): the same in all processes, which share the
-            work.
-    """
-    config = accelerator.unwrap_model(model).mage.config
-    was_training = model.training
-    model.eval()
-    batches = list(enumerate(tokens.split(batch_size)))
-    num_rounds = -(-len(batches) // accelerator.num_processes)
-    sums = torch.zeros(3, device=accelerator.device)
-    for i in range(num_rounds):
-        # In the last round there may be less to do than processes; sharded models need all of them all the same.
-        number, batch = batches[(i * accelerator.num_processes + accelerator.process_index) % len(batches)]
-        is_new = i * accelerator.num_processes + accelerator.process_index < len(batches)
-        generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
-        masks = sample_masks(config, len(batch), generator=generator, device=accelerator.device)
-        _, metrics = model(batch.to(accelerator.device), masks)
-        values = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
-        sums += values.float() * len(batch) * is_new
-    model.train(was_training)
-    loss, accuracy, count = accelerator.reduce(sums, "sum").tolist()
-    return {"validation_loss": loss / count, "validation_accuracy": accuracy / count}
 
 
 def sample_tokens(
