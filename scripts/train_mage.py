@@ -46,6 +46,7 @@ from transformers_mage.training.pictures import picture, sample_tokens, save_pic
 from transformers_mage.training.pretraining import (
     MageForPreTraining,
     build_model,
+    evaluate,
     model_values,
     training_labels,
     write_generator,
@@ -53,7 +54,6 @@ from transformers_mage.training.pretraining import (
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
-from transformers_mage.training.validation import evaluate
 
 # Sharded models cannot generate: the sampler calls only a part of them.
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
