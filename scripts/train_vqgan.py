@@ -118,7 +118,8 @@ class VQGANArguments(TrainingArguments):
                 "`--freeze_encoder` keeps a trained encoder: say `--pretrained_model_name_or_path FOLDER`."
             )
         check_numbers(self, "image_size discriminator_channels discriminator_levels", at_least=1)
-        check_numbers(self, "max_validation_samples", at_least=1)
+        check_numbers(self, "max_validation_samples perceptual_image_size perceptual_stages", at_least=1)
+        check_numbers(self, "discriminator_learning_rate", more_than=0)
         check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
         check_numbers(self, "codebook_weight commitment_weight revive_codes_every reconstruction_weight", at_least=0)
         check_numbers(self, "adversarial_weight perceptual_weight entropy_weight lecam_weight", at_least=0)
