@@ -56,6 +56,7 @@ class ReferenceCase:
             decoder_hidden_size=sizes["dec_dim"],
             decoder_num_hidden_layers=sizes["dec_depth"],
             decoder_num_attention_heads=sizes["dec_heads"],
+            representation_size=sizes.get("rep_dim"),
             vq_config=tokenizer_config(self.tokenizer_weights),
             **kwargs,
         )
@@ -94,3 +95,4 @@ def _seeded_weights():
 
 TINY = ReferenceCase(FIXTURES, "tiny")
 BASE = ReferenceCase(FULL_SIZE, "base")
+RCG = ReferenceCase(FIXTURES, "rcg_tiny")

@@ -144,7 +144,10 @@ def test_training_computes_no_more_than_the_evaluation_of_masked_positions(small
 
 
 def test_flops_of_a_training_step_are_the_models_own():
-    """The encoder at kept tokens, the decoder at all, the head at masked ones over the codes; three times that."""
+    """
+    The encoder at kept tokens, the decoder at all, but what is only read of its last layer at masked ones, as the
+    head over the codes; three times that.
+    """
     config = MageConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=1, decoder_hidden_size=32,
         decoder_num_hidden_layers=2, decoder_num_attention_heads=1, codebook_size=100,
@@ -158,7 +161,8 @@ def test_flops_of_a_training_step_are_the_models_own():
     def layers(number: int, length: int, width: int) -> int:
         return number * length * (12 * width**2 + 2 * length * width)
 
-    forward = layers(3, 129, 64) + layers(2, 257, 32) + 129 * 64 * 32 + 192 * 64 * (32 + 100)
+    last_layer = 257 * 2 * 32**2 + 192 * (10 * 32**2 + 2 * 257 * 32)
+    forward = layers(3, 129, 64) + layers(1, 257, 32) + last_layer + 129 * 64 * 32 + 192 * 64 * (32 + 100)
     assert counter.get_total_flops() == pytest.approx(2 * 3 * 2 * forward, rel=0.03)
 
 

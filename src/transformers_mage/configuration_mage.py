@@ -55,6 +55,16 @@ class MageConfig(PreTrainedConfig):
             them, and has as many entries unless it is given.
         class_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability that a training image's class is replaced by the unconditional token, for guidance.
+        class_embedding_is_normalized (`bool`, *optional*, defaults to `True`):
+            Whether a class's vector takes the place of the unconditional token's before the position is added and the
+            layer norm is applied, or that of their result (as RCG's class-conditional models).
+        representation_size (`int`, *optional*):
+            Numbers in a representation that generation is conditioned on (RCG, arXiv 2312.03701); `None` for models
+            without.
+        representation_source (`dict`, *optional*):
+            Where these representations come from: the values of a [`RepresentationSource`].
+        representation_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Probability that a training image's representation is replaced by the learned empty one, for guidance.
         classifier_pooling (`str`, *optional*, defaults to `"mean"`):
             What [`MageForImageClassification`] classifies: `"mean"`, the image tokens' mean before the final norm (the
             paper's choice), or `"cls"`, the class token after it.
@@ -106,6 +116,10 @@ class MageConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.1
     num_classes: int = 0
     class_dropout_prob: float | int = 0.1
+    class_embedding_is_normalized: bool = True
+    representation_size: int | None = None
+    representation_source: dict[str, Any] | None = None
+    representation_dropout_prob: float | int = 0.1
     classifier_pooling: str = "mean"
     classifier_batch_norm: bool = False
     classifier_label_smoothing: float | int = 0.0
@@ -159,6 +173,8 @@ class MageConfig(PreTrainedConfig):
         for name in ("codebook_size", "patch_size", *layers, *(f"decoder_{layer}" for layer in layers)):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.representation_size is not None and self.representation_size < 1:
+            raise ValueError(f"`representation_size` must be at least 1, or None, got {self.representation_size}.")
         if self.num_classes < 0:
             raise ValueError(f"`num_classes` must be 0 (unconditional) or more, got {self.num_classes}.")
         for side in _height_and_width(self.image_size):
@@ -210,7 +226,8 @@ class MageConfig(PreTrainedConfig):
 
     def validate_probabilities(self):
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "class_dropout_prob")
-        for name in (*names, "label_smoothing", "classifier_label_smoothing"):
+        names += ("representation_dropout_prob", "label_smoothing", "classifier_label_smoothing")
+        for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
 

@@ -20,12 +20,15 @@ class MageMasks:
         num_dropped (`int`): dropped positions in each image.
         num_masked (`int`, *optional*):
             masked positions in the whole batch, where the host knows it. It spares the model a device synchronisation.
+        max_masked (`int`, *optional*):
+            most masked positions of an image, where the host knows it. It spares the model work at the others.
     """
 
     bool_masked_pos: torch.BoolTensor
     bool_dropped_pos: torch.BoolTensor
     num_dropped: int
     num_masked: int | None = None
+    max_masked: int | None = None
 
     def as_kwargs(self) -> dict[str, torch.Tensor | int | None]:
         return dict(vars(self))
@@ -76,11 +79,13 @@ def sample_masks(
     num_masked = torch.ceil(length * ratio).long()[:, None]
     num_dropped = math.ceil(length * (config.drop_ratio or 0))
     rank = to_device(noise, device).argsort(dim=1).argsort(dim=1)
+    on_host = ratio.device.type == "cpu"
     return MageMasks(
         bool_masked_pos=rank < to_device(num_masked, device),
         bool_dropped_pos=rank < num_dropped,
         num_dropped=num_dropped,
-        num_masked=int(num_masked.expand(batch_size, 1).sum()) if ratio.device.type == "cpu" else None,
+        num_masked=int(num_masked.expand(batch_size, 1).sum()) if on_host else None,
+        max_masked=int(num_masked.max()) if on_host else None,
     )
 
 

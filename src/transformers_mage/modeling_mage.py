@@ -116,6 +116,7 @@ class MageEmbeddings(nn.Module):
         self.word_embeddings = MageWordEmbeddings(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
         self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
+        self.representation_embeddings = MageRepresentationEmbeddings(config) if config.representation_size else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -125,21 +126,50 @@ class MageEmbeddings(nn.Module):
         grid: tuple[int, int],
         kept_positions: torch.LongTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
     ) -> torch.Tensor:
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
         if kept_positions is not None:
             input_ids = input_ids.gather(1, kept_positions)
             positions = positions[0][F.pad(kept_positions + 1, (1, 0))]
         words = self.word_embeddings(F.pad(input_ids, (1, 0), value=self.config.unconditional_token_id))
-        if class_labels is not None:
+        is_normalized = self.config.class_embedding_is_normalized
+        if class_labels is not None and is_normalized:
             words = torch.cat([self.class_token(words[:, :1], class_labels), words[:, 1:]], dim=1)
-        return self.dropout(self.layernorm(words + positions))
+        embedded = self.dropout(self.layernorm(words + positions))
+        first = embedded[:, :1]
+        if class_labels is not None and not is_normalized:
+            first = self.class_token(first, class_labels)
+        if self.representation_embeddings is not None:
+            represented = self.representation_embeddings(representations, input_ids.shape[0])
+            first = represented + first if self.class_embeddings is not None else represented
+        return torch.cat([first, embedded[:, 1:]], dim=1)
 
     def class_token(self, unconditional: torch.Tensor, class_labels: torch.LongTensor) -> torch.Tensor:
         """(batch_size, 1, hidden_size): the images' classes, or the unconditional token where a label is negative."""
         assert self.class_embeddings is not None
         known = self.class_embeddings(class_labels.clamp(min=0))[:, None]
         return torch.where(class_labels[:, None, None] < 0, unconditional, known)
+
+
+class MageRepresentationEmbeddings(nn.Module):
+    """
+    The vector that a representation puts into the class position, where it says what the image shall be (RCG, arXiv
+    2312.03701, section 3.3). Images without one get a learned empty representation.
+    """
+
+    def __init__(self, config: MageConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.representation_size, config.hidden_size)
+        self.empty = nn.Parameter(torch.empty(1, config.representation_size))
+
+    def forward(self, representations: torch.FloatTensor | None, batch_size: int) -> torch.Tensor:
+        """(batch_size, 1, hidden_size) of `(batch_size, representation_size)`, rows of NaN being empty."""
+        empty = self.empty.expand(batch_size, -1)
+        if representations is None:
+            return self.projection(empty)[:, None]
+        representations = representations.to(empty.dtype)
+        return self.projection(torch.where(representations.isnan(), empty, representations))[:, None]
 
 
 def eager_attention_forward(
@@ -177,13 +207,20 @@ class MageAttention(nn.Module):
             setattr(project, "initializer_gain", 2**-0.5)  # noqa: B010 -- modules declare tensors and modules only
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = hidden_states if query_states is None else query_states
+        input_shape = query_states.shape[:-1]
         query, key, value = (
-            project(hidden_states).view(hidden_shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, states in (
+                (self.q_proj, query_states),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -237,10 +274,25 @@ class MageLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = MageDropPath(drop_path)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        read_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """At all positions, or at `read_positions`, of shape `(batch_size, num_read)`, which attend to all."""
+        normalized, queries = self.layernorm_before(hidden_states), None
+        if read_positions is not None:
+            queries = _gather_positions(normalized, read_positions)
+            hidden_states = _gather_positions(hidden_states, read_positions)
+        attention_output, _ = self.attention(normalized, queries, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
         return hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+
+
+def _gather_positions(hidden_states: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
+    """(batch_size, num_positions, width) of (batch_size, sequence_length, width)."""
+    return hidden_states.gather(1, positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
 
 
 class MageDecoder(nn.Module):
@@ -279,14 +331,22 @@ class MageDecoder(nn.Module):
         is_masked: torch.BoolTensor,
         grid: tuple[int, int],
         kept_positions: torch.LongTensor | None = None,
+        read_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """
+        (batch_size, sequence_length, width), or (batch_size, num_read, width) at `read_positions`. Nothing is read at
+        other positions of the last layer, so it computes only keys and values there.
+        """
         hidden_states = self.fill_grid(self.embed(encoder_hidden_states), is_masked, kept_positions)
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
         hidden_states = hidden_states + positions
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layernorm(hidden_states[:, 1:])
+        if read_positions is None:
+            return self.layernorm(last_layer(hidden_states, **kwargs)[:, 1:])
+        return self.layernorm(last_layer(hidden_states, read_positions + 1, **kwargs))
 
 
 class MageHead(nn.Module):
@@ -447,6 +507,8 @@ class MagePreTrainedModel(PreTrainedModel):
                 init.normal_(module.weight, std=std)
         elif isinstance(module, (MageEmbeddings, MageDecoder)):
             init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, MageRepresentationEmbeddings):
+            init.normal_(module.empty, std=std)
         elif isinstance(module, MageHead):
             init.zeros_(module.bias)
         elif callable(reset := getattr(module, "reset_parameters", None)):
@@ -620,6 +682,7 @@ class MageModel(MagePreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         bool_dropped_pos: torch.BoolTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -634,6 +697,9 @@ class MageModel(MagePreTrainedModel):
             bool_dropped_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
                 positions that the encoder does not see at all, equally many in each image.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`): classes; -1 is unconditional.
+            representations (`torch.FloatTensor` of shape `(batch_size, representation_size)`):
+                what the images shall be like, for models with a `config.representation_size`; without them, and in
+                rows of NaN, such models use the empty representation that they learned.
             num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation, and
                 compiled or exported models need it.
             interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
@@ -649,12 +715,15 @@ class MageModel(MagePreTrainedModel):
         bool_dropped_pos = _as_bool_mask("bool_dropped_pos", bool_dropped_pos, input_ids.shape)
         self._check_dropped(input_ids, bool_masked_pos, bool_dropped_pos)
         self._check_class_labels(input_ids, class_labels)
+        self._check_representations(input_ids, representations)
         if self.training and class_labels is not None:
             class_labels = self._drop_classes(class_labels)
+        if self.training and representations is not None:
+            representations = self._drop_representations(representations)
         if bool_masked_pos is not None:
             input_ids = input_ids.masked_fill(bool_masked_pos, self.config.mask_token_id)
         kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
-        hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels)
+        hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels, representations)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         return MageModelOutput(
@@ -759,6 +828,30 @@ class MageModel(MagePreTrainedModel):
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
         return class_labels.masked_fill(is_dropped, UNCONDITIONAL_LABEL)
 
+    def _check_representations(self, input_ids: torch.Tensor, representations: torch.Tensor | None):
+        if representations is None:
+            return
+        size = self.config.representation_size
+        if size is None:
+            raise ValueError(
+                "`representations` were given to a model without them (`config.representation_size` is None). Leave "
+                "them out, or load a model that was trained with representations."
+            )
+        expected = (input_ids.shape[0], size)
+        if representations.shape != expected or not representations.is_floating_point():
+            raise ValueError(
+                f"`representations` must be floating point of shape {tuple(expected)}, got {representations.dtype} of "
+                f"shape {tuple(representations.shape)}."
+            )
+
+    def _drop_representations(self, representations: torch.FloatTensor) -> torch.FloatTensor:
+        """Replaces some by the empty one, so that guidance has something to contrast a representation with."""
+        if self.config.representation_dropout_prob == 0:
+            return representations
+        shape = (representations.shape[0], 1)
+        is_dropped = torch.rand(shape, device=representations.device) < self.config.representation_dropout_prob
+        return representations.masked_fill(is_dropped, torch.nan)
+
 
 def _not_below_float32(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(tensor: torch.Tensor) -> torch.Tensor:
@@ -858,19 +951,26 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         bool_dropped_pos: torch.BoolTensor | None = None,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
         num_masked: int | None = None,
+        max_masked: int | None = None,
+        read_positions: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MageMaskedImageModelingOutput:
         r"""
         Args:
-            pixel_values, input_ids, bool_dropped_pos, class_labels, num_dropped, interpolate_pos_encoding:
+            pixel_values, input_ids, bool_dropped_pos, class_labels, representations, num_dropped,
+            interpolate_pos_encoding:
                 see [`MageModel.forward`].
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
                 positions to hide and predict; with them comes a loss. Positions that hold `config.mask_token_id` in
                 `input_ids` are predicted too, but have no label.
             num_masked (`int`): masked positions in the whole batch. It spares the device a synchronisation.
+            max_masked (`int`): most masked positions of an image. While training it spares the last layer the others.
+            read_positions (`torch.LongTensor` of shape `(batch_size, num_read)`):
+                positions whose scores are wanted, where these are not all; not together with `bool_masked_pos`.
 
         Returns:
             [`MageMaskedImageModelingOutput`]
@@ -888,6 +988,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             bool_masked_pos=bool_masked_pos,
             bool_dropped_pos=bool_dropped_pos,
             class_labels=class_labels,
+            representations=representations,
             num_dropped=num_dropped,
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
@@ -900,7 +1001,16 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         if bool_masked_pos is not None:
             _check_labels(is_masked, bool_masked_pos)
             is_masked = is_masked | bool_masked_pos
-        decoded = self.decoder(encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, **kwargs)
+            if read_positions is not None:
+                raise ValueError(
+                    "`read_positions` are for predictions; with `bool_masked_pos` the masked ones are read."
+                )
+        if self.training and bool_masked_pos is not None and max_masked is not None:
+            read_positions = _masked_first(bool_masked_pos, max_masked)
+            tokens, bool_masked_pos = (values.gather(1, read_positions) for values in (tokens, bool_masked_pos))
+        decoded = self.decoder(
+            encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, read_positions, **kwargs
+        )
         return MageMaskedImageModelingOutput(
             **self._predict(decoded, tokens, bool_masked_pos, num_masked),
             encoder_last_hidden_state=encoded.last_hidden_state,
@@ -1030,6 +1140,17 @@ class MageForImageClassification(MagePreTrainedModel):
                 f"`labels` must be classes from 0 to {self.num_labels - 1}, or -100, which does not count, got "
                 f"{int(labels[is_wrong][0])}. Load the model with as many labels: `num_labels=N`."
             )
+
+
+def _masked_first(bool_masked_pos: torch.BoolTensor, max_masked: int) -> torch.LongTensor:
+    """(batch_size, max_masked) positions: the masked ones of each image in order, then some that are not."""
+    if not 0 <= max_masked <= bool_masked_pos.shape[1]:
+        raise ValueError(
+            f"`max_masked` must be from 0 to {bool_masked_pos.shape[1]}, the number of positions, got {max_masked}."
+        )
+    if _is_on_host(bool_masked_pos) and (most := int(bool_masked_pos.sum(dim=1).max())) > max_masked:
+        raise ValueError(f"`max_masked` is {max_masked}, but `bool_masked_pos` masks {most} positions of an image.")
+    return bool_masked_pos.byte().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
 
 
 def _masked_rows(bool_masked_pos: torch.BoolTensor, num_masked: int | None) -> torch.LongTensor:

@@ -212,8 +212,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             decoding = self._decode(
                 self._hide_tokens(canvas, edit, generator),
                 batch_labels,
-                # Blank canvases of a prompt are all alike. Compiled, fewer of them would take graphs of their own.
+                # What is known of blank canvases saves work. Compiled, each shape would take a graph of its own.
                 alike=num_images if edit is None and not self._is_compiled else 1,
+                knows_hidden=edit is None and not self._is_compiled and callback_on_step_end is None,
                 guidance=guidance,
                 generator=generator,
                 callback=callback_on_step_end,
@@ -230,12 +231,19 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         tokens: torch.LongTensor,
         labels: torch.LongTensor | None,
         alike: int,
+        knows_hidden: bool,
         guidance: GuidancePlan,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         callback: Callable | None,
         callback_inputs: Sequence[str],
     ) -> Iterator[torch.LongTensor]:
-        """The tokens, (batch_size, rows, columns), after each step: the last ones without a mask."""
+        """
+        The tokens, (batch_size, rows, columns), after each step: the last ones without a mask.
+
+        Args:
+            alike: canvases in a row that are the same before the first step: one of them is looked at.
+            knows_hidden: whether the schedule alone decides how many tokens are hidden in each step.
+        """
         self._is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
         (rows, columns), tokens = tokens.shape[1:], tokens.flatten(1)
         grid_size = (rows, columns)
@@ -246,7 +254,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
                 scale = guidance.at(self._guidance_scale, step, len(timesteps))
                 # CUDA graphs, if the step was compiled, may forget the step before.
                 torch.compiler.cudagraph_mark_step_begin()
-                logits = self._predict_logits(tokens.unflatten(1, grid_size), labels, scale, alike if step == 0 else 1)
+                num_read = self.scheduler.max_masked(step, tokens.shape[1]) if knows_hidden else None
+                canvases = tokens.unflatten(1, grid_size)
+                logits = self._predict_logits(canvases, labels, scale, alike if step == 0 else 1, num_read)
                 # Looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
@@ -362,25 +372,35 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         return canvas.tokens.masked_fill(is_hidden.view(canvas.tokens.shape), self.model.config.mask_token_id)
 
     def _predict_logits(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, guidance: float, alike: int = 1
+        self,
+        tokens: torch.LongTensor,
+        class_labels: torch.LongTensor | None,
+        guidance: float,
+        alike: int = 1,
+        num_read: int | None = None,
     ) -> torch.FloatTensor:
         """
         (batch_size, sequence_length, codebook_size), guided: both passes in one batch. Of each `alike` canvases in a
-        row only the first is looked at.
+        row only the first is looked at. Where at most `num_read` tokens are hidden, they may be 0 at the others.
         """
         if alike > 1:
             class_labels = None if class_labels is None else class_labels[::alike]
-            return self._predict_logits(tokens[::alike], class_labels, guidance).repeat_interleave(alike, dim=0)
+            logits = self._predict_logits(tokens[::alike], class_labels, guidance, 1, num_read)
+            return logits.repeat_interleave(alike, dim=0)
         if class_labels is None or guidance == 0:
-            return self._predict_canvas(tokens, class_labels)
+            return self._predict_canvas(tokens, class_labels, num_read)
         class_labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL_LABEL)])
-        logits = self._predict_canvas(tokens.repeat(2, 1, 1), class_labels)
+        logits = self._predict_canvas(tokens.repeat(2, 1, 1), class_labels, num_read)
         return apply_guidance(logits, torch.full((), guidance, device=logits.device))
 
-    def _predict_canvas(self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None) -> torch.FloatTensor:
+    def _predict_canvas(
+        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, num_read: int | None = None
+    ) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
+        if grid_size == window and num_read is not None and num_read < rows * columns:
+            return self._predict_hidden(tokens, class_labels, num_read)
         if grid_size == window:
             return self.model(input_ids=tokens, class_labels=class_labels, return_dict=True).logits
         windows = split_into_windows(tokens, window)
@@ -388,6 +408,18 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             class_labels = class_labels.repeat(len(windows) // len(tokens))
         logits = self.model(input_ids=windows, class_labels=class_labels, return_dict=True).logits
         return merge_windows(logits, grid_size, window)
+
+    def _predict_hidden(
+        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, num_read: int
+    ) -> torch.FloatTensor:
+        """Logits of the hidden tokens, of which no canvas has more than `num_read`, amid zeros."""
+        is_hidden = tokens.flatten(1) == self.model.config.mask_token_id
+        positions = is_hidden.byte().argsort(dim=1, descending=True, stable=True)[:, :num_read]
+        read = self.model(
+            input_ids=tokens, class_labels=class_labels, read_positions=positions, return_dict=True
+        ).logits
+        logits = read.new_zeros(*is_hidden.shape, read.shape[-1])
+        return logits.scatter_(1, positions[..., None].expand_as(read), read)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""

@@ -336,6 +336,14 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         precision = torch.float32 if at_start.device.type == "mps" else torch.float64
         return (at_start.to(precision) * share).floor().long().clamp(min=1)
 
+    def max_masked(self, step_index: int, sequence_length: int) -> int:
+        """At most so many tokens of an image are masked before a step, known without looking at them."""
+        if step_index == 0:
+            return sequence_length
+        share = MASKING_SCHEDULES[self.config.masking_schedule](step_index / self.num_inference_steps)
+        # One more, since a device may round the product another way.
+        return min(math.floor(sequence_length * share) + 1, sequence_length)
+
     def add_noise(
         self,
         sample: torch.LongTensor,

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from ..modeling_mage import MageForMaskedImageModeling
+from ..progress import progress_bar
 from .models import SIZES, build_model
 from .workloads import ON_HOST, WORKLOADS, Setting
 
@@ -40,7 +40,7 @@ class CountedWork:
 
 def count_all() -> list[CountedWork]:
     """The work of every workload of every size."""
-    return [work.count() for work in tqdm(list(_counted()), desc="Counting")]
+    return [work.count() for work in progress_bar(list(_counted()), desc="Counting")]
 
 
 def _counted() -> Iterator[CountedWork]:

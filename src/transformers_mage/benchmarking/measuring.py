@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tqdm.auto import tqdm
+
+from ..progress import progress_bar
 
 
 @dataclass
@@ -74,7 +75,7 @@ def interleave(
     does, and what one leaves behind, falls on all alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in tqdm(range(-warmup, repetitions), desc=f"Timing {', '.join(runs)}", leave=False):
+    for i in progress_bar(range(-warmup, repetitions), desc=f"Timing {', '.join(runs)}", leave=False):
         for name, run in list(runs.items())[:: 1 if i % 2 else -1]:
             spent = time_call(run, device)
             if i >= 0:

@@ -1,6 +1,7 @@
 """Models of the published sizes with random weights, as they come and in the plain way that they are compared with."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from diffusers.models.downsampling import Downsample2D
 from torch import nn
 
 from ..configuration_mage import MageConfig
-from ..modeling_mage import MageForMaskedImageModeling, MageHead
+from ..modeling_mage import MageForMaskedImageModeling, MageHead, MageMaskedImageModelingOutput
 from ..vq_shortcuts import average_pool_kernel, skip_noop_layers
 
 
@@ -101,6 +102,9 @@ class PlainMage(MageForMaskedImageModeling):
         self.head = PlainHead(config)
         # The model's own skips layers.
         self.mage.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False)
+
+    def forward(self, *args: Any, max_masked: int | None = None, **kwargs: Any) -> MageMaskedImageModelingOutput:
+        return super().forward(*args, **kwargs)
 
     def _predict(
         self,

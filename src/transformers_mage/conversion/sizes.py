@@ -38,6 +38,7 @@ def read_config(
     sizes = _encoder_sizes(checkpoint, num_attention_heads)
     sizes |= _decoder_sizes(checkpoint, sizes["hidden_size"], decoder_num_attention_heads)
     sizes |= _grid(checkpoint)
+    sizes |= _condition_sizes(checkpoint)
     if checkpoint.kind != "pretraining":
         sizes |= _classifier_sizes(checkpoint)
     if checkpoint.tokenizer is not None:
@@ -155,6 +156,16 @@ def _decoder_sizes(checkpoint: OriginalCheckpoint, encoder_width: int, heads: in
         "decoder_num_attention_heads": heads or DECODER_HEADS,
         "decoder_intermediate_size": _shape(checkpoint, "decoder_blocks.0.mlp.fc1.weight", 2)[0],
     }
+
+
+def _condition_sizes(checkpoint: OriginalCheckpoint) -> dict:
+    """What RCG conditions on: a representation, or a class whose vector is not normalised."""
+    if "latent_prior_proj.weight" in checkpoint.model:
+        return {"representation_size": _shape(checkpoint, "latent_prior_proj.weight", 2)[1]}
+    if "class_emb.weight" in checkpoint.model:
+        classes = _shape(checkpoint, "class_emb.weight", 2)[0]
+        return {"num_classes": classes, "class_embedding_is_normalized": False, "class_dropout_prob": 0.0}
+    return {}
 
 
 def _grid(checkpoint: OriginalCheckpoint) -> dict:

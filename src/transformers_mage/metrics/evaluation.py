@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers import VQModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .feature_networks import FeatureNetwork
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
 from .images import ImageCollection
@@ -107,7 +107,7 @@ class Evaluator:
         """Gives this process's share of the images to `add`; notes how many all processes saw and had to skip."""
         state, seen, skipped = self.state, 0, 0
         batches = source.batches(self.batch_size, self.num_workers, state.process_index, state.num_processes)
-        with tqdm(total=len(source), desc=name, unit="image", disable=not state.is_main_process) as progress:
+        with progress_bar(total=len(source), desc=name, unit="image", disable=not state.is_main_process) as progress:
             for images, undecodable in batches:
                 skipped += undecodable
                 if images is not None:

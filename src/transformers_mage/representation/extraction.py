@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.batches import Loading
 from ..data.labelled_images import EvaluationImages
 from ..data.labels import IGNORED_LABEL
 from ..files import locked
 from ..modeling_mage import MageModel
+from ..progress import progress_bar
 from .feature_store import FeatureStore
 
 POOLINGS = ("mean", "cls", "tokens")
@@ -158,9 +159,9 @@ def _compute_shards(
     loader = iter(DataLoader(images, batch_sampler=list(chain.from_iterable(batches)), **loading.options()))
     counts, num_images = torch.zeros(2), sum(len(store.rows(shard)) for shard in shards)
     is_hidden = not shards or not accelerator.is_local_main_process
-    with tqdm(total=num_images, desc=f"Features of {store.split}", leave=False, disable=is_hidden) as progress_bar:
+    with progress_bar(total=num_images, desc=f"Features of {store.split}", leave=False, disable=is_hidden) as progress:
         for shard, its_batches in zip(shards, batches, strict=True):
-            columns = _compute(extractor, islice(loader, len(its_batches)), accelerator, dtype, progress_bar)
+            columns = _compute(extractor, islice(loader, len(its_batches)), accelerator, dtype, progress)
             columns["index"] = torch.tensor(store.rows(shard))
             is_decoded = columns["label"] != IGNORED_LABEL
             if images.columns.label is None:
@@ -175,7 +176,7 @@ def _split(rows: range, size: int) -> list[list[int]]:
 
 
 def _compute(
-    extractor: FeatureExtractor, batches: Iterable, accelerator: Accelerator, dtype: torch.dtype, progress_bar: tqdm
+    extractor: FeatureExtractor, batches: Iterable, accelerator: Accelerator, dtype: torch.dtype, progress: tqdm
 ) -> dict[str, torch.Tensor]:
     """The columns of a shard. They stay on the device until it is full, so that the device never waits."""
     columns = defaultdict(list)
@@ -186,7 +187,7 @@ def _compute(
         for name, values in features.items():
             columns[name].append(values.to(dtype))
         columns["label"].append(batch["labels"])
-        progress_bar.update(len(pixel_values))
+        progress.update(len(pixel_values))
     shard = {name: torch.cat(values).cpu() for name, values in columns.items()}
     wrong = [name for name, values in shard.items() if not values.isfinite().all()]
     if wrong:

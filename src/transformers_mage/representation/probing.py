@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.labels import hold_out
+from ..progress import progress_bar
 from .feature_store import FeatureStore
 
 # Regularisation to choose from: the penalty on the weights' squared norm, for a loss that is a mean over the images.
@@ -152,7 +152,7 @@ def choose_penalty(
         held_out: features and labels to choose by.
     """
     scores, probe = {}, None
-    for penalty in tqdm(sorted(penalties, reverse=True), desc="Choosing the penalty", leave=False):
+    for penalty in progress_bar(sorted(penalties, reverse=True), desc="Choosing the penalty", leave=False):
         probe = fit_linear_probe(features, labels, num_labels, penalty, start=probe)
         logits = probe(held_out[0])
         accuracy = (logits.argmax(dim=1) == held_out[1]).float().mean()

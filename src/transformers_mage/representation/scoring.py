@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data.batches import Loading
 from ..data.labelled_images import EvaluationImages
 from ..data.labels import IGNORED_LABEL
 from ..metrics import Accuracy, MeanPerClassAccuracy, Top5Accuracy
+from ..progress import progress_bar
 
 
 def evaluation_loader(images: EvaluationImages, loading: Loading, accelerator: Accelerator) -> DataLoader:
@@ -65,8 +65,8 @@ def evaluate(
         What [`ClassificationScores`] computes, by the classifiers' names.
     """
     scores: dict[str, ClassificationScores] = {}
-    progress_bar = tqdm(loader, desc="Evaluating", leave=False, disable=not accelerator.is_local_main_process)
-    for batch in progress_bar:
+    progress = progress_bar(loader, desc="Evaluating", leave=False, disable=not accelerator.is_local_main_process)
+    for batch in progress:
         with accelerator.autocast():
             logits = predict(batch["pixel_values"].float() / 255)
         logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))

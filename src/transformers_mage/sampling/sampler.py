@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from ..pipeline_mage import MagePipeline, MagePipelineOutput
+from ..progress import progress_bar
 from .plan import ClassPlan, batches_of, generator_of
 from .writers import SampleWriter
 
@@ -56,19 +56,19 @@ class Sampler:
         """Makes and writes this process's images that are not there yet; returns how many."""
         num_images, num_made = writer.num_images, 0
         batches = batches_of(num_images, batch_size, writer.unit_size, state.process_index, state.num_processes)
-        progress_bar = tqdm(
+        progress = progress_bar(
             total=-(-num_images // state.num_processes),
             desc="Generating",
             unit="image",
             disable=not state.is_local_main_process,
         )
-        with progress_bar, _Background() as background:
+        with progress, _Background() as background:
             for indices, num_kept in batches:
                 kept = indices[:num_kept]
                 if not all(map(writer.is_written, kept)):
                     background.run(writer.write, kept, self(indices)[:num_kept], self.classes[kept])
                     num_made += num_kept
-                progress_bar.update(num_kept)
+                progress.update(num_kept)
         return num_made
 
 

@@ -128,7 +128,7 @@ def expected_masks(config: MageConfig, batch_size: int) -> MageMasks:
     ratio = min(max(config.mask_ratio_mean, config.mask_ratio_min), config.mask_ratio_max)
     num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * (config.drop_ratio or 0))
     positions = torch.arange(length).expand(batch_size, length)
-    return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size)
+    return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size, num_masked)
 
 
 def bfloat16_slowdown(device: torch.device) -> float:
