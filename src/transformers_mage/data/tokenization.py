@@ -212,7 +212,7 @@ def tokenize_views(
         `torch.Tensor` of shape `(num_images, num_views, sequence_length)`, int32.
     """
     batches = images.split(batch_size)
-    with tqdm(total=num_views * len(batches), desc="Encoding views", leave=False) as progress_bar:
+    with tqdm(total=num_views * len(batches), desc="Encoding views", leave=False, disable=None) as progress_bar:
         tokens = []
         for _ in range(num_views):
             codes = []
