@@ -1,6 +1,6 @@
 """What becomes of a model while it trains and when it is trained: its folder, its card and its pushes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from diffusers import VQModel
 from ..command_line import as_flat_dict
 from ..configuration_mage import MageConfig
 from ..hub.gallery import sample_gallery
-from ..hub.model_card import CardFacts, write_card
+from ..hub.model_card import CardFacts, Sample, Task, write_card
 from ..hub.publishing import Publisher
 from .arguments import TrainingArguments
 from .checkpointing import PREFIX
@@ -20,8 +20,19 @@ from .run import TrainingRun
 
 State = dict[str, torch.Tensor]
 # What a recipe has to do with this machine rather than with the model.
-_LOCAL = ("output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy")
-_LOCAL += ("hub_private_repo", "with_code", "token_cache", "dataloader_num_workers", "dataloader_timeout")
+_LOCAL = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "with_code",
+    "token_cache",
+    "dataloader_num_workers",
+    "dataloader_timeout",
+)
 
 
 def publish_checkpoints(run: TrainingRun, publisher: Publisher, write: Callable[[State], None]):
@@ -54,7 +65,13 @@ def write_generator(state: State, config: MageConfig, tokenizer: VQModel, argume
     write_card(arguments.output_dir, card_facts(arguments, name, "generation", config, sample_gallery(pipe)))
 
 
-def card_facts(arguments: TrainingArguments, name: str, task: str, config: MageConfig | None = None, samples=()):
+def card_facts(
+    arguments: TrainingArguments,
+    name: str,
+    task: Task,
+    config: MageConfig | None = None,
+    samples: Sequence[Sample] = (),
+) -> CardFacts:
     """What the command line tells about a model."""
     recipe = {key: value for key, value in as_flat_dict(arguments).items() if key not in _LOCAL and value is not None}
     return CardFacts(
