@@ -225,9 +225,8 @@ class MageConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "class_dropout_prob")
-        names += ("representation_dropout_prob", "label_smoothing", "classifier_label_smoothing")
-        for name in names:
+        names = ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "class_dropout_prob"]
+        for name in [*names, "representation_dropout_prob", "label_smoothing", "classifier_label_smoothing"]:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
 

@@ -160,8 +160,9 @@ class MageRepresentationEmbeddings(nn.Module):
 
     def __init__(self, config: MageConfig):
         super().__init__()
-        self.projection = nn.Linear(config.representation_size, config.hidden_size)
-        self.empty = nn.Parameter(torch.empty(1, config.representation_size))
+        size = config.representation_size or 0
+        self.projection = nn.Linear(size, config.hidden_size)
+        self.empty = nn.Parameter(torch.empty(1, size))
 
     def forward(self, representations: torch.FloatTensor | None, batch_size: int) -> torch.Tensor:
         """(batch_size, 1, hidden_size) of `(batch_size, representation_size)`, rows of NaN being empty."""
@@ -432,7 +433,7 @@ class MagePreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """Refuses: the vocabulary is the tokenizer's codes, with special tokens after them."""
         vocab_size = self.config.vocab_size
         if new_num_tokens not in (None, vocab_size) or (pad_to_multiple_of and vocab_size % pad_to_multiple_of):
@@ -441,7 +442,8 @@ class MagePreTrainedModel(PreTrainedModel):
                 f"{self.config.codebook_size} codes of its tokenizer and what comes after them. Make a new model with "
                 "`MageConfig(codebook_size=...)` for a tokenizer with another number of codes."
             )
-        return self.get_input_embeddings()
+        embeddings: Any = self.get_input_embeddings()
+        return embeddings
 
     def save_pretrained(
         self,
@@ -742,7 +744,7 @@ class MageModel(MagePreTrainedModel):
             raise ValueError(f"Pass either `pixel_values` or `input_ids`, got {given}.")
         if pixel_values is not None:
             input_ids = self.get_image_tokens(pixel_values).to(pixel_values.device)
-        else:
+        elif input_ids is not None:
             _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
         assert input_ids is not None
         grid = self._grid_of(input_ids)
