@@ -12,7 +12,6 @@ The last model goes to the output folder, the one that was best on the validatio
 `results.json` and, as a table, to `results.md`.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageForImageClassification
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews
@@ -72,16 +71,9 @@ class FinetuneArguments(ClassificationArguments, TrainingArguments):
 
     def check(self):
         super().check()
-        for name in ("drop_path_rate", "mixup_switch_prob", "label_smoothing", "layer_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`--{name}` must lie between 0 and 1, got {getattr(self, name)}.")
-        for name in ("mixup_alpha", "cutmix_alpha", "rand_augment_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
-        if not 0 <= self.rand_augment_magnitude <= 10:
-            raise ValueError(
-                f"`--rand_augment_magnitude` must lie between 0 and 10, got {self.rand_augment_magnitude}."
-            )
+        check_numbers(self, "drop_path_rate mixup_switch_prob label_smoothing layer_decay", at_least=0, at_most=1)
+        check_numbers(self, "mixup_alpha cutmix_alpha rand_augment_std validation_epochs", at_least=0)
+        check_numbers(self, "rand_augment_magnitude", at_least=0, at_most=10)
 
 
 @reports_errors

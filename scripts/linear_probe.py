@@ -13,7 +13,6 @@ images, and weighted nearest neighbours; here of three layers, for 1, 10 and 25 
 Results go to `results.json` and, as a table, to `results.md`; the best probe is saved as a classifier.
 """
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast, set_seed
 
 from transformers_mage import MageModel
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews, RandomViews
@@ -96,10 +95,10 @@ class ProbeArguments(ClassificationArguments, TrainingArguments):
         wrong = set(self.poolings) - {"mean", "cls"}
         if wrong:
             raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
-        if self.num_neighbours < 1:
-            raise ValueError(f"`--num_neighbours` must be at least 1, got {self.num_neighbours}.")
-        if self.penalty is not None and not 0 <= self.penalty < math.inf:
-            raise ValueError(f"`--penalty` must be 0 or more, got {self.penalty}.")
+        check_numbers(self, "num_neighbours", at_least=1)
+        check_numbers(self, "penalty validation_epochs", at_least=0)
+        check_numbers(self, "momentum", at_least=0, less_than=1)
+        check_numbers(self, "trust_coefficient", more_than=0)
 
 
 @reports_errors

@@ -49,8 +49,8 @@ from transformers_mage.training.pretraining import (
     evaluate,
     model_values,
     training_labels,
+    write_generator,
 )
-from transformers_mage.training.publishing import publish_checkpoints, write_generator
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None):
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
     publisher = Publisher.of(arguments, accelerator)
     write = partial(write_generator, config=config, tokenizer=tokenizer, arguments=arguments, name=publisher.name)
-    publish_checkpoints(run, publisher, write)
+    run.publish_checkpoints(publisher, write)
     set_seed(arguments.seed, device_specific=True)
     run.start()
     inputs = model_inputs(run, BatchTokenizer(tokenizer, views.on_device()), config)

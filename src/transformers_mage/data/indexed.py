@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .batches import Batch, DataError, EndlessBatches, Loading, stack_views
 from .images import BrokenImageError, center_view, open_image, size_of, to_array
 from .labels import class_column
@@ -177,7 +177,7 @@ def decode_images(
     images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
     kept: list[int] = []
     column = dataset.select_columns([image_column])
-    for i, row in enumerate(tqdm(column, desc="Decoding images", leave=False)):
+    for i, row in enumerate(progress_bar(column, desc="Decoding images", leave=False)):
         try:
             image = open_image(row[image_column], channels)
         except BrokenImageError:

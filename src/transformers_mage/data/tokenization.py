@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
-from tqdm.auto import tqdm
 
 from ..configuration_mage import MageConfig
 from ..files import FolderError
 from ..hub_folders import fetch_folder, weight_patterns
 from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
 from ..modeling_mage import MageModel
+from ..progress import progress_bar
 from ..vq_shortcuts import skip_noop_layers
 from .batches import Batch
 from .indexed import validation_images
@@ -213,13 +213,13 @@ def tokenize_views(
         `torch.Tensor` of shape `(num_images, num_views, sequence_length)`, int32.
     """
     batches = images.split(batch_size)
-    with tqdm(total=num_views * len(batches), desc="Encoding views", leave=False) as progress_bar:
+    with progress_bar(total=num_views * len(batches), desc="Encoding views", leave=False) as progress:
         tokens = []
         for _ in range(num_views):
             codes = []
             for batch in batches:
                 codes.append(tokenize(tokenizer, views(batch.to(tokenizer.device))).int().cpu())
-                progress_bar.update()
+                progress.update()
             tokens.append(torch.cat(codes))
     return torch.stack(tokens, dim=1)
 

@@ -19,9 +19,18 @@ from tqdm.auto import tqdm
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
+from ..hub.publishing import Publisher
 from ..processes import end_with_launcher
 from .arguments import TrainingArguments
-from .checkpointing import Progress, changed_settings, checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpointing import (
+    PREFIX,
+    Progress,
+    changed_settings,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
 from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
@@ -113,6 +122,28 @@ class TrainingRun(Generic[Model]):
         """Calls `function` in all processes every so many updates, and after the last one; never if `steps` is 0."""
         if steps:
             self.every.append((steps, function))
+
+    def publish_checkpoints(self, publisher: Publisher, write: Callable[[dict[str, torch.Tensor]], None]):
+        """
+        Lets the model so far follow each checkpoint to the Hub, where `--hub_strategy` says so. All processes call it.
+
+        Args:
+            write (`Callable`): writes the folder of the model with these weights.
+        """
+
+        def publish():
+            # Uploads end in the main process, and gathering a sharded model takes all of them.
+            [is_free] = broadcast_object_list([publisher.is_free])
+            if not is_free or self.progress.step == self.total_steps:
+                return
+            with self.evaluation_weights():
+                state = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                checkpoint = Path(self.arguments.output_dir, f"{PREFIX}{self.progress.step}")
+                publisher.publish_checkpoint(self.progress.step, lambda: write(state), checkpoint)
+
+        if publisher.publication.follows_checkpoints:
+            self.after_saving.append(publish)
 
     def start(self):
         """
