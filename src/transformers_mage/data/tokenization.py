@@ -51,7 +51,8 @@ def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQ
         _check_class(config, where)
         model_class = MageModel if "vq_config" in config else VQModel
         # transformers takes no subfolder for none, rather than `None`.
-        model = model_class.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}))
+        options: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
+        model = model_class.from_pretrained(folder, **options)
     except TokenizerError:
         raise
     except (OSError, ValueError) as error:
