@@ -180,6 +180,7 @@ class TrainingRun(Generic[Model]):
             logger.warning(f"There is no checkpoint in {self.arguments.output_dir}: starting from the beginning.")
             return
         changed = changed_settings(checkpoint, self._settings())
+        changed = {name: values for name, values in changed.items() if name not in UNIMPORTANT}
         check_changes(checkpoint, changed)
         for name, (then, now) in changed.items():
             logger.warning(f"Resuming with another {name} than before: {then} became {now}.")
