@@ -74,7 +74,7 @@ def test_generating(train_mage: Script, image_folder: Path, tokenizer_folder: Pa
     generate = load_script("generate")
     flags = ["--pretrained_model_name_or_path", tmp_path / "model", "--num_images", "64", "--batch_size", "8"]
     print(disturb(lambda folder: generate([*flags, "--output_dir", folder]), tmp_path / "run"))
-    ours, theirs = (files_of(tmp_path / name, "*.png") for name in ("run", "undisturbed"))
+    ours, theirs = (files_of(tmp_path / name / "images", "*.png") for name in ("run", "undisturbed"))
     assert len(theirs) == 64
     assert ours == theirs
 

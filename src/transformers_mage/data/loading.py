@@ -151,7 +151,7 @@ def _found_split(split: str | None, splits: Collection[str]) -> str:
     """The one that is named, or else the only one."""
     if split is None and len(splits) == 1:
         return next(iter(splits))
-    if split not in splits:
+    if split is None or split not in splits:
         raise ValueError(f"it has the splits {list(splits)}")
     return split
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import VQModel
 
-from ..configuration_mage import MageConfig
 from ..files import FolderError
 from ..hub_folders import fetch_folder, weight_patterns
 from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
@@ -51,7 +50,8 @@ def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQ
         _check_class(config, where)
         model_class = MageModel if "vq_config" in config else VQModel
         # transformers takes no subfolder for none, rather than `None`.
-        model = model_class.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}))
+        place: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
+        model = model_class.from_pretrained(folder, **place)
     except TokenizerError:
         raise
     except (OSError, ValueError) as error:
@@ -165,12 +165,6 @@ def build_tokenizer(values: dict[str, Any]) -> VQModel:
     # Each of diffusers' layers has its own way to refuse.
     except Exception as error:
         raise ValueError(f"The recipe's `vq_config` makes no tokenizer: {type(error).__name__}: {error}") from error
-
-
-def image_size(config: MageConfig) -> tuple[int, int]:
-    """Height and width in pixels."""
-    rows, columns = config.grid_size
-    return rows * config.patch_size, columns * config.patch_size
 
 
 def tokenize(tokenizer: VQModel, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,10 @@ from ..hub.model_card import CardFacts, Sample, Task
 from ..hub.publishing import HUB_STRATEGIES, Publication
 
 # What a recipe has to do with this machine rather than with the model.
-_LOCAL = ("output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy")
-_LOCAL += ("hub_private_repo", "with_code", "token_cache", "dataloader_num_workers", "dataloader_timeout")
+_LOCAL = (
+    *("output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy"),
+    *("hub_private_repo", "with_code", "token_cache", "dataloader_num_workers", "dataloader_timeout"),
+)
 
 
 @dataclass

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
-from ..data.tokenization import image_size
 from ..hub.gallery import sample_gallery
 from ..hub.model_card import write_card
 from ..image_tokens import vq_config_of
@@ -197,7 +196,7 @@ def save_model(
     weights = {name.removeprefix("mage."): value for name, value in state.items() if name.startswith("mage.")}
     tokenizer_weights = {f"mage.vqvae.{name}": value for name, value in tokenizer.state_dict().items()}
     model.load_state_dict(weights | tokenizer_weights)
-    height, width = image_size(config)
+    height, width = config.image_height_width
     processor = ViTImageProcessorPil(
         size={"height": height, "width": width},
         do_normalize=False,
