@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments
 from transformers_mage.data.batches import Loading
 from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages, encoded_images
@@ -59,10 +59,7 @@ class ExtractionArguments(DataArguments):
             raise ValueError("Say which model to use: `--model_name_or_path FOLDER_OR_NAME`.")
         if self.streaming:
             raise ValueError("Features are kept by an image's row in the dataset: leave `--streaming` out.")
-        for name in ("batch_size", "images_per_shard", "max_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {value}.")
+        check_numbers(self, "batch_size images_per_shard max_samples image_size", at_least=1)
         if self.dtype == "bfloat16" and self.output_format == "parquet":
             raise ValueError("Parquet files have no bfloat16: say `--dtype float16` or `--output_format safetensors`.")
 

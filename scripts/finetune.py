@@ -12,7 +12,6 @@ The last model goes to the output folder, the one that was best on the validatio
 `results.json` and, as a table, to `results.md`.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageForImageClassification
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews
@@ -45,7 +44,6 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
@@ -72,16 +70,9 @@ class FinetuneArguments(ClassificationArguments, TrainingArguments):
 
     def check(self):
         super().check()
-        for name in ("drop_path_rate", "mixup_switch_prob", "label_smoothing", "layer_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`--{name}` must lie between 0 and 1, got {getattr(self, name)}.")
-        for name in ("mixup_alpha", "cutmix_alpha", "rand_augment_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
-        if not 0 <= self.rand_augment_magnitude <= 10:
-            raise ValueError(
-                f"`--rand_augment_magnitude` must lie between 0 and 10, got {self.rand_augment_magnitude}."
-            )
+        check_numbers(self, "drop_path_rate mixup_switch_prob label_smoothing layer_decay", at_least=0, at_most=1)
+        check_numbers(self, "mixup_alpha cutmix_alpha rand_augment_std validation_epochs", at_least=0)
+        check_numbers(self, "rand_augment_magnitude", at_least=0, at_most=10)
 
 
 @reports_errors
@@ -142,7 +133,7 @@ def finetune(arguments: FinetuneArguments) -> Result:
     result = Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
     if state is not None:
         trained, publisher = classifier_of(state, config, tokenizer), Publisher.of(arguments, accelerator)
-        facts = card_facts(arguments, publisher.name, "classification", config)
+        facts = arguments.card_facts(publisher.name, "classification", config)
         publish_classifier(trained, processor, result, validation, publisher, facts)
     return result
 

@@ -13,7 +13,6 @@ images, and weighted nearest neighbours; here of three layers, for 1, 10 and 25 
 Results go to `results.json` and, as a table, to `results.md`; the best probe is saved as a classifier.
 """
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast, set_seed
 
 from transformers_mage import MageModel
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.labelled_images import EvaluationImages, LabelledImages
 from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews, RandomViews
@@ -56,7 +55,6 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
@@ -96,10 +94,10 @@ class ProbeArguments(ClassificationArguments, TrainingArguments):
         wrong = set(self.poolings) - {"mean", "cls"}
         if wrong:
             raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
-        if self.num_neighbours < 1:
-            raise ValueError(f"`--num_neighbours` must be at least 1, got {self.num_neighbours}.")
-        if self.penalty is not None and not 0 <= self.penalty < math.inf:
-            raise ValueError(f"`--penalty` must be 0 or more, got {self.penalty}.")
+        check_numbers(self, "num_neighbours", at_least=1)
+        check_numbers(self, "penalty validation_epochs", at_least=0)
+        check_numbers(self, "momentum", at_least=0, less_than=1)
+        check_numbers(self, "trust_coefficient", more_than=0)
 
 
 @reports_errors
@@ -248,7 +246,7 @@ def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledIm
         return
     model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
     publisher = Publisher(arguments.output_dir, arguments.publication.check())
-    facts = card_facts(arguments, publisher.name, "classification", model.config)
+    facts = arguments.card_facts(publisher.name, "classification", model.config)
     publish_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
 
 

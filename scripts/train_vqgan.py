@@ -32,9 +32,7 @@ from transformers_mage.data.views import ImageViews
 from transformers_mage.hub.model_card import write_card
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import PIXEL_RANGE, pixel_range
-from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.pictures import save_picture
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
@@ -44,11 +42,11 @@ from transformers_mage.training.vqgan.discriminator import PatchDiscriminator
 from transformers_mage.training.vqgan.held_out import HeldOutImages
 from transformers_mage.training.vqgan.objective import LossWeights, VQGANForTraining
 from transformers_mage.training.vqgan.perceptual import COMPARED, perceptual_distance
-from transformers_mage.training.vqgan.run import VQGANRun
+from transformers_mage.training.vqgan.run import VQGANRun, VQGANRunArguments
 
 
 @dataclass
-class VQGANArguments(TrainingArguments):
+class VQGANArguments(VQGANRunArguments):
     vq_config: dict = field(
         init=False,
         default_factory=dict,
@@ -119,7 +117,8 @@ class VQGANArguments(TrainingArguments):
                 "`--freeze_encoder` keeps a trained encoder: say `--pretrained_model_name_or_path FOLDER`."
             )
         check_numbers(self, "image_size discriminator_channels discriminator_levels", at_least=1)
-        check_numbers(self, "max_validation_samples", at_least=1)
+        check_numbers(self, "max_validation_samples perceptual_image_size perceptual_stages", at_least=1)
+        check_numbers(self, "discriminator_learning_rate", more_than=0)
         check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
         check_numbers(self, "codebook_weight commitment_weight revive_codes_every reconstruction_weight", at_least=0)
         check_numbers(self, "adversarial_weight perceptual_weight entropy_weight lecam_weight", at_least=0)
@@ -247,7 +246,7 @@ def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
 
 def write_tokenizer(vqvae: VQModel, arguments: VQGANArguments, name: str):
     vqvae.save_pretrained(arguments.output_dir)
-    write_card(arguments.output_dir, card_facts(arguments, name, "tokenization"))
+    write_card(arguments.output_dir, arguments.card_facts(name, "tokenization"))
 
 
 if __name__ == "__main__":

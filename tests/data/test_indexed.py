@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers_mage.data.batches import DataError, EndlessBatches, Loading, Share
 from transformers_mage.data.indexed import (
     EncodedImages,
+    IndexedSource,
     InMemoryTokens,
     decode_images,
     fits_in_memory,
@@ -91,3 +92,10 @@ def test_small_datasets_are_decoded_once(numbered_images: Dataset):
 def test_held_out_images_are_whole(numbered_images: Dataset):
     images = validation_images(broken(numbered_images, 1), "image", (1, 4, 4), limit=3)
     assert images[:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_nothing_to_learn_from_is_said(numbered_images: Dataset):
+    with pytest.raises(DataError, match="no images to train on"):
+        IndexedSource(EncodedImages(numbered_images.select([]), VIEWS, Columns(), seed=0), Loading(4))
+    with pytest.raises(DataError, match="no images to validate on"):
+        validation_images(numbered_images.select([]), "image", (1, 4, 4), limit=3)

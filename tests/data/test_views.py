@@ -131,3 +131,27 @@ def test_a_truncated_jpeg_is_broken(photo: Image.Image):
         open_image({"bytes": whole[:-100]}, channels=3)
     with pytest.raises(BrokenImageError, match="truncated"):
         ImageViews((8, 8))({"bytes": whole[:-100]}, (0,))
+
+
+def turned(photo: Image.Image) -> dict:
+    """A photograph that lies on its side, and says so."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned(photo: Image.Image):
+    assert size_of(turned(photo)) == photo.size
+    assert torch.equal(center_view(turned(photo), (16, 16), 3), center_view(photo, (16, 16), 3))
+    views = ImageViews((16, 16), num_views=2)
+    assert torch.equal(views(turned(photo), (1,)), views(photo, (1,)))
+
+
+def test_deep_grey_images_keep_their_shades():
+    shades = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    image = encoded(Image.fromarray(shades))
+    expected = torch.arange(256).reshape(1, 16, 16)
+    assert (center_view(image, (16, 16), 1).int() - expected).abs().max() <= 1
+    whole = ImageViews((16, 16), channels=1, crops=Crops(scale_min=1, flip=False))
+    assert (whole(image, (0,))[0].int() - expected).abs().max() <= 1

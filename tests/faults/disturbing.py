@@ -29,7 +29,9 @@ def disturb(run: Callable[[Path], None], folder: Path, times: int = TIMES, seed:
     draw, ends = random.Random(seed), Counter()
     longest = duration(run, folder.with_name("undisturbed"))
     for number in range(times):
-        status = run_disturbed(run, folder, draw.uniform(0, 0.8 * longest), draw.choice(NUMBERS), draw.random() < 0.5)
+        status = run_disturbed(
+            run, folder, draw.uniform(0.1, 0.9) * longest, draw.choice(NUMBERS), draw.random() < 0.5
+        )
         ends[status] += 1
         if status == 0:
             folder.rename(folder.with_name(f"{folder.name}-{number}"))

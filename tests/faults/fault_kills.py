@@ -1,5 +1,11 @@
 """Kills and signals at random moments: in the end there is what there would have been without them."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.in_process import MODEL_FLAGS, load_script
+from tests.in_process import MODEL_FLAGS, ROOT, load_script
 from transformers_mage.data.token_cache import CachedTokens
 
-from .disturbing import disturb
+from .disturbing import disturb, processes_of
 
 Script = Callable[[list[str]], None]
 TRAINING = {
@@ -68,7 +74,7 @@ def test_generating(train_mage: Script, image_folder: Path, tokenizer_folder: Pa
     generate = load_script("generate")
     flags = ["--pretrained_model_name_or_path", tmp_path / "model", "--num_images", "64", "--batch_size", "8"]
     print(disturb(lambda folder: generate([*flags, "--output_dir", folder]), tmp_path / "run"))
-    ours, theirs = (files_of(tmp_path / name, "*.png") for name in ("run", "undisturbed"))
+    ours, theirs = (files_of(tmp_path / name / "images", "*.png") for name in ("run", "undisturbed"))
     assert len(theirs) == 64
     assert ours == theirs
 
@@ -81,3 +87,27 @@ def test_extracting_features(colours: Path, mage_folder: Path, tmp_path: Path):
     ours, theirs = (files_of(tmp_path / name, "*.safetensors") for name in ("run", "undisturbed"))
     assert len(theirs) == 8
     assert ours == theirs
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_ends_takes_its_process_with_it(
+    image_folder: Path, tokenizer_folder: Path, tmp_path: Path, number: int
+):
+    """`accelerate launch` does not pass signals on to the only process that it started."""
+    flags = [*MODEL_FLAGS, "--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder]
+    flags += ["--max_train_steps", "100000", "--checkpointing_steps", "0", "--logging_steps", "1"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+    command += [ROOT / "scripts" / "train_mage.py", *flags, "--output_dir", tmp_path / "run"]
+    launcher = subprocess.Popen([str(word) for word in command], start_new_session=True)
+    try:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert launcher.poll() is None
+            time.sleep(0.5)
+        launcher.send_signal(number)
+        launcher.wait(60)
+        while processes_of(launcher.pid):
+            time.sleep(0.5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1

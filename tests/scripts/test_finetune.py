@@ -78,9 +78,9 @@ def test_what_cannot_be_done_is_said(finetune: Script, flags, tmp_path, extra: l
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--layer_decay", "1.5"], "`--layer_decay` must lie between 0 and 1, got 1.5"),
-        (["--rand_augment_magnitude", "30"], "must lie between 0 and 10, got 30"),
-        (["--mixup_alpha", "-1"], "`--mixup_alpha` must be 0 or more, got -1"),
+        (["--layer_decay", "1.5"], "`--layer_decay` must be at least 0 and at most 1, got 1.5"),
+        (["--rand_augment_magnitude", "30"], "must be at least 0 and at most 10, got 30"),
+        (["--mixup_alpha", "-1"], "`--mixup_alpha` must be at least 0, got -1"),
     ],
 )
 def test_impossible_recipes_are_refused(finetune: Script, flags, capsys, extra: list[str], message: str):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list
     assert images.images.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -172,6 +174,61 @@ def test_other_settings_are_named_on_resuming(
     assert "another max_train_steps than before: 2 became 3" in caplog.text
 
 
+def test_another_learning_rate_is_learned_with_from_the_checkpoint_on(
+    train_mage: Script, flags: list[str], tmp_path: Path
+):
+    """Weights after one update more than the checkpoint: those of the new rate, not of the old one."""
+    flags = [*flags, "--checkpointing_steps", "2", "--max_train_steps", "3", "--min_learning_rate", "0"]
+    train_mage([*flags, "--output_dir", tmp_path / "old"])
+    shutil.copytree(tmp_path / "old" / "checkpoint-2", tmp_path / "checkpoint-2")
+    resumed = [*flags, "--resume_from_checkpoint", tmp_path / "checkpoint-2", "--output_dir"]
+    train_mage([*resumed, tmp_path / "same"])
+    train_mage([*resumed, tmp_path / "other", "--learning_rate", "0.04", "--weight_decay", "0.5"])
+    assert_same_bits(tmp_path / "old", tmp_path / "same")
+    before = load_file(tmp_path / "checkpoint-2" / "model.safetensors")["mage.head.bias"]
+    same, other = (weights(tmp_path / name)["head.bias"] - before for name in ("same", "other"))
+    # Biases are not decayed, so that they move in proportion to the rate.
+    torch.testing.assert_close(other, 4 * same)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--use_ema"], "use_ema was False and is True now. Give `--use_ema False`"),
+        (["--contrastive_weight", "0.1"], "Give `--contrastive_weight 0.0`"),
+        (["--model.hidden_size", "32"], "Give `--model.hidden_size 16`"),
+        (["--model.num_attention_heads", "4"], "Give `--model.num_attention_heads 2`"),
+    ],
+)
+def test_what_a_resumed_run_cannot_change_is_refused(
+    train_mage: Script, flags: list[str], run_of_two: Path, extra: list[str], message: str
+):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        train_mage([*flags, *extra, "--output_dir", run_of_two, "--resume_from_checkpoint", "latest"])
+
+
+@pytest.fixture
+def run_of_two(train_mage: Script, flags: list[str], tmp_path: Path) -> Path:
+    """A finished run of two updates."""
+    train_mage([*flags, "--max_train_steps", "2", "--checkpointing_steps", "1", "--output_dir", tmp_path / "run"])
+    return tmp_path / "run"
+
+
+def test_a_used_folder_is_refused_and_nothing_in_it_touched(train_mage: Script, flags: list[str], run_of_two: Path):
+    before = {path: path.read_bytes() for path in run_of_two.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=r"holds a run already \(checkpoint-2, .*--resume_from_checkpoint latest"):
+        train_mage([*flags, "--max_train_steps", "1", "--output_dir", run_of_two])
+    assert {path: path.read_bytes() for path in run_of_two.rglob("*") if path.is_file()} == before
+
+
+def test_a_cut_line_of_metrics_does_not_end_a_resumed_run(train_mage: Script, flags: list[str], run_of_two: Path):
+    metrics = run_of_two / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    flags = [*flags, "--max_train_steps", "3", "--output_dir", run_of_two, "--resume_from_checkpoint", "latest"]
+    train_mage(flags)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -180,6 +237,8 @@ def test_other_settings_are_named_on_resuming(
         (["--train_split", "nosuch"], "it has the splits"),
         (["--tokenizer_name_or_path", "/nowhere"], "There is no tokenizer in /nowhere"),
         (["--model.hidden_size", "17"], "makes no model"),
+        (["--model.hidden_act", "nope"], "makes no model"),
+        (["--validation_split", "nosuch"], "it has the splits"),
         (["--total_batch_size", "9"], "is not a multiple of the 8 images"),
         (["--streaming", "--num_train_epochs", "1"], "say `--num_train_samples N`"),
         (["--token_cache", "/nowhere"], "is not a split of a token cache"),

@@ -9,6 +9,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .. import image_inputs
+from ..image_inputs import upright
+
 # The paper's evaluation crop: the shorter side is resized to 292 for images of 256, and the centre taken.
 EVALUATION_RESIZE = 292 / 256
 
@@ -19,15 +22,13 @@ class BrokenImageError(ValueError):
 
 def open_image(image: Any, channels: int) -> Image.Image:
     """
-    A decoded image, grey for one channel and RGB for three.
+    A decoded image, grey for one channel and RGB for three, as [`image_inputs.open_image`] makes it.
 
     Raises:
         BrokenImageError: if it cannot be decoded.
     """
     try:
-        image = opened(image)
-        image.load()
-        return in_mode_of(image, channels)
+        return image_inputs.open_image(image, channels)
     # Damaged files make Pillow's decoders raise nearly anything.
     except Exception as error:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
@@ -41,13 +42,13 @@ def in_mode_of(image: Image.Image, channels: int) -> Image.Image:
 
 def size_of(image: Any) -> tuple[int, int]:
     """
-    Width and height, without decoding the image.
+    Width and height of what [`open_image`] gives, without decoding the image.
 
     Raises:
         BrokenImageError: if not even that can be read.
     """
     try:
-        return opened(image).size
+        return image_inputs.image_size(image)
     except Exception as error:
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
 
@@ -57,6 +58,11 @@ def opened(image: Any) -> Image.Image:
     if not isinstance(image, dict):
         return image
     return Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"])
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether an opened image is upright and of 8 bits, so that parts of it can be decoded as they are."""
+    return image.mode not in ("I", "F") and not image.mode.startswith("I;16") and upright(image) is image
 
 
 def center_view(image: Any, image_size: tuple[int, int], channels: int) -> torch.Tensor:

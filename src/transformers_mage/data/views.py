@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from .batches import Batch
-from .images import BrokenImageError, in_mode_of, opened, to_array
+from .images import BrokenImageError, in_mode_of, is_plain, open_image, opened, to_array
 
 # Left, upper, right and lower edge, in pixels.
 Box = tuple[int, int, int, int]
@@ -131,6 +131,8 @@ class ImageViews:
         # Damaged files make Pillow's decoders raise nearly anything.
         try:
             image = opened(image)
+            if not is_plain(image):
+                image = open_image(image, self.channels)
             draws = [self._draw(image.size, random) for _ in range(self.num_views)]
             scale = draft(image, [box for box, _ in draws], self.image_size)
             return torch.from_numpy(np.stack([self._view(image, scale, *draw) for draw in draws]))
