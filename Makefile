@@ -3,8 +3,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
+SPACE_VENV ?= .venv-space
+SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-peers lint types notebooks demo digits ablation emoji fashion clean
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean test-faults
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -18,6 +20,9 @@ test-peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[peers]"
 	$(BIN)/python -m tests.peers.fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
+# Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -54,6 +59,20 @@ emoji: $(INSTALLED)
 fashion: $(INSTALLED)
 	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
 
+# The page of examples/space; gradio wants an older pillow than the tests run with.
+space: $(SPACE_INSTALLED)
+	$(SPACE_VENV)/bin/python examples/space/app.py
+
+# In a real browser: needs Debian's packages chromium and chromium-driver.
+test-space: $(SPACE_INSTALLED)
+	OMP_NUM_THREADS=1 MAGE_SCREENSHOT=docs/space.png $(SPACE_VENV)/bin/python -m pytest tests/hub/test_space_browser.py
+
+$(SPACE_INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(SPACE_VENV)
+	grep -v "^pillow" constraints.txt > $(SPACE_VENV)/constraints.txt
+	$(SPACE_VENV)/bin/python -m pip install --quiet --constraint $(SPACE_VENV)/constraints.txt --editable ".[test,space]"
+	touch $@
+
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
@@ -64,4 +83,4 @@ $(NOTEBOOKS_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(SPACE_VENV) build outputs src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -30,16 +30,17 @@ from transformers_mage.benchmarking import (
     as_json,
     build_model,
     count_all,
+    count_flops,
     describe_machine,
     interleave,
     markdown_table,
     measure_peak_memory,
     measure_product_rate,
+    meta_model,
     plain_copy,
     profile_table,
     ratio_table,
 )
-from transformers_mage.benchmarking.counting import count_flops, meta_model
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.files import write_json, write_text
 

@@ -7,6 +7,7 @@ ImageNet with ten views of each image, on all GPUs; started again after a kill, 
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,14 @@ from datasets import Dataset, IterableDataset
 from diffusers import VQModel
 from tqdm.auto import tqdm
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments, TokenizerArguments
 from transformers_mage.data.batches import DataError
 from transformers_mage.data.loading import Columns, load_images
 from transformers_mage.data.token_cache import (
     CacheMetadata,
+    damaged_shards,
     encode_shard,
-    missing_shards,
     save_shard,
     shard_folder,
     transform_values,
@@ -37,7 +38,7 @@ from transformers_mage.data.tokenization import (
     tokenize,
 )
 from transformers_mage.data.views import ImageViews
-from transformers_mage.files import fingerprint
+from transformers_mage.files import FolderError, explains_full_disk, fingerprint, locked, written_aside
 
 
 @dataclass
@@ -51,9 +52,7 @@ class CacheArguments(TokenizerArguments, DataArguments):
         super().check()
         if not self.tokenizer_name_or_path:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
-        for name in ("views", "batch_size", "rows_per_shard", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, "views batch_size rows_per_shard image_size", at_least=1)
 
 
 @reports_errors
@@ -69,33 +68,46 @@ def main(argv: list[str] | None = None):
     views = ImageViews(size, tokenizer.config.in_channels, arguments.views, arguments.crops)
     metadata = describe(arguments, tokenizer, views, dataset, columns)
     folder = Path(arguments.output_dir, arguments.train_split)
-    if (folder / "tokens.json").exists():
-        CacheMetadata.load(folder).check_same(metadata, folder)
+    lock = locked(folder) if accelerator.is_main_process else nullcontext()
+    with lock, explains_full_disk(folder):
+        todo = prepare_folder(folder, metadata, tokenizer, accelerator)
+        num_images, num_skipped = 0, 0
+        for index in tqdm(todo, desc="Encoding shards", disable=None if accelerator.is_local_main_process else True):
+            shard, skipped = encode_shard(
+                dataset.shard(metadata.num_shards, index),
+                lambda pixels: tokenize(tokenizer, pixels.to(accelerator.device).float() / 255),
+                views,
+                columns,
+                (arguments.seed, index),
+                arguments.batch_size,
+                max(arguments.dataloader_num_workers, 1),
+            )
+            save_shard(shard, shard_folder(folder, index, metadata.num_shards))
+            num_skipped, num_images = num_skipped + skipped, num_images + len(shard) + skipped
+    counts = accelerator.reduce(torch.tensor([num_images, num_skipped], device=accelerator.device)).tolist()
+    accelerator.print(f"{folder}: {counts[0]} images read now, {counts[1]} of them broken and skipped.")
+    if counts[1] > arguments.max_skipped_share * counts[0]:
+        raise DataError(f"More than `--max_skipped_share` {arguments.max_skipped_share} of the images are broken.")
+
+
+def prepare_folder(folder: Path, metadata: CacheMetadata, tokenizer: VQModel, accelerator: Accelerator) -> list[int]:
+    """Writes what is to be known of the tokens, and gives the shards that this process has to make."""
+    for other in folder.parent.glob("*/tokens.json"):
+        made = CacheMetadata.load(other.parent)
+        if other.parent == folder:
+            made.check_same(metadata, folder)
+        elif made.tokenizer != metadata.tokenizer:
+            raise FolderError(f"{other.parent} holds tokens of another tokenizer. Use that, or another folder.")
+    damage = damaged_shards(folder, metadata.num_shards, read=True)
+    for index, what in damage.items():
+        if what != "is missing":
+            accelerator.print(f"{shard_folder(folder, index, metadata.num_shards)} {what}: it is made anew.")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         metadata.save(folder)
-        tokenizer.save_pretrained(Path(arguments.output_dir, "tokenizer"))
-    todo = missing_shards(folder, metadata.num_shards)
-    accelerator.wait_for_everyone()
-
-    num_skipped = num_images = 0
-    mine = todo[accelerator.process_index :: accelerator.num_processes]
-    for index in tqdm(mine, desc="Encoding shards", disable=not accelerator.is_local_main_process):
-        shard, skipped = encode_shard(
-            dataset.shard(metadata.num_shards, index),
-            lambda pixels: tokenize(tokenizer, pixels.to(accelerator.device).float() / 255),
-            views,
-            columns,
-            (arguments.seed, index),
-            arguments.batch_size,
-            max(arguments.dataloader_num_workers, 1),
-        )
-        save_shard(shard, shard_folder(folder, index, metadata.num_shards))
-        num_skipped, num_images = num_skipped + skipped, num_images + len(shard) + skipped
-    counts = accelerator.reduce(torch.tensor([num_skipped, num_images], device=accelerator.device)).tolist()
-    accelerator.print(f"{folder}: {counts[1]} images read now, {counts[0]} of them broken and skipped.")
-    if counts[0] > arguments.max_skipped_share * counts[1]:
-        raise DataError(f"More than `--max_skipped_share` {arguments.max_skipped_share} of the images are broken.")
+        with written_aside(folder.parent / "tokenizer") as aside:
+            tokenizer.save_pretrained(aside)
+    return list(damage)[accelerator.process_index :: accelerator.num_processes]
 
 
 def describe(

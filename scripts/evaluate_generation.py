@@ -22,16 +22,18 @@ from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.eval_results import model_card_block
 from transformers_mage.image_tokens import PIXEL_RANGE
-from transformers_mage.metrics import InceptionScore, is_statistics_file, load_feature_network
-from transformers_mage.metrics.evaluation import (
+from transformers_mage.metrics import (
     METRICS,
     Evaluator,
+    ImageCollection,
+    InceptionScore,
     SavedStatistics,
     Side,
     compute,
+    is_statistics_file,
+    load_feature_network,
     possible_metrics,
 )
-from transformers_mage.metrics.images import ImageSource
 from transformers_mage.sampling import samples_path
 
 
@@ -130,13 +132,13 @@ def open_side(args: EvaluationArguments, path: str | None, split: str | None) ->
         return None
     if is_statistics_file(path):
         return SavedStatistics.open(path, args.feature_network)
-    return ImageSource(samples_path(path), split, args.image_column, args.resolution)
+    return ImageCollection(samples_path(path), split, args.image_column, args.resolution)
 
 
 def evaluate_tokenizer(args: EvaluationArguments, evaluator: Evaluator) -> dict[str, float]:
     tokenizer = load_tokenizer(args.tokenizer).to(evaluator.state.device)
-    mode = "L" if tokenizer.config.in_channels == 1 else "RGB"
-    source = ImageSource(args.references, args.references_split, args.image_column, args.resolution, mode)
+    channels = tokenizer.config.in_channels
+    source = ImageCollection(args.references, args.references_split, args.image_column, args.resolution, channels)
     return evaluator.score_tokenizer(tokenizer, source, args.pixel_range)
 
 

@@ -33,7 +33,7 @@ from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.cards import markdown_table
 from transformers_mage.metrics import TokenizerScores, load_feature_network
 from transformers_mage.metrics.evaluation import Evaluator
-from transformers_mage.metrics.images import ImageSource
+from transformers_mage.metrics.images import ImageCollection
 from transformers_mage.training.vqgan.perceptual import COMPARED, perceptual_distance
 
 # Of a score's name the heading, and how many decimals are shown.
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None):
     state, exchange = PartialState(), Path(arguments.output_dir, ".exchange")
     exchange.mkdir(parents=True, exist_ok=True)
     tokenizers = open_tokenizers(arguments, state)
-    mode = "L" if next(iter(tokenizers.values())).config.in_channels == 1 else "RGB"
-    source = ImageSource(
-        arguments.references, arguments.references_split, arguments.image_column, arguments.resolution, mode
+    channels = next(iter(tokenizers.values())).config.in_channels
+    source = ImageCollection(
+        arguments.references, arguments.references_split, arguments.image_column, arguments.resolution, channels
     )
     image = first_image(source)
     for name, tokenizer in tokenizers.items():
@@ -121,7 +121,7 @@ def open_tokenizers(arguments: ReconstructionArguments, state: PartialState) -> 
     return tokenizers
 
 
-def first_image(source: ImageSource) -> Tensor:
+def first_image(source: ImageCollection) -> Tensor:
     """(1, channels, height, width), uint8: the first image that can be decoded."""
     decoded = (image for image in (source[index] for index in range(len(source))) if image is not None)
     image = next(decoded, None)
@@ -131,7 +131,7 @@ def first_image(source: ImageSource) -> Tensor:
 
 
 def compare(
-    arguments: ReconstructionArguments, tokenizers: dict[str, VQModel], source: ImageSource, exchange: Path
+    arguments: ReconstructionArguments, tokenizers: dict[str, VQModel], source: ImageCollection, exchange: Path
 ) -> dict[str, Any]:
     """The scores of each tokenizer, on the main process. The images are read, and their features made, once."""
     evaluator = Evaluator(torch.nn.Identity, exchange, arguments.batch_size, arguments.dataloader_num_workers)

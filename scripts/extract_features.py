@@ -21,9 +21,14 @@ from transformers_mage.data.labelled_images import EvaluationImages, LabelledIma
 from transformers_mage.data.labels import Classes
 from transformers_mage.data.loading import find_columns, load_split
 from transformers_mage.files import explains_full_disk, fingerprint
-from transformers_mage.representation import FeatureExtractor, FeatureStore, extract_features, load_encoder
+from transformers_mage.representation import (
+    ExtractionReport,
+    FeatureExtractor,
+    FeatureStore,
+    extract_features,
+    load_encoder,
+)
 from transformers_mage.representation.classifiers import image_shape
-from transformers_mage.representation.extraction import ExtractionReport
 from transformers_mage.representation.feature_store import FORMATS
 
 

@@ -28,19 +28,21 @@ from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.representation import (
+    BestClassifier,
     ClassificationArguments,
+    ClassifierInputs,
+    Mixup,
+    RandAugment,
     Result,
     evaluate,
+    evaluation_loader,
+    layer_decay_groups,
     load_classifier,
+    publish_classifier,
     save_results,
     table,
 )
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
-from transformers_mage.representation.finetuning import BestClassifier, ClassifierInputs, layer_decay_groups
-from transformers_mage.representation.mixing import Mixup
-from transformers_mage.representation.publishing import publish_classifier
-from transformers_mage.representation.rand_augment import RandAugment
-from transformers_mage.representation.scoring import evaluation_loader
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
 from transformers_mage.training.publishing import card_facts

@@ -9,6 +9,7 @@ numbers are rounded in another order there, which can turn the choice between tw
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
-from transformers_mage.files import explains_full_disk, fingerprint, written_aside
+from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
 from transformers_mage.sampling import (
     FORMATS,
     ClassPlan,
@@ -96,25 +97,30 @@ def run(arguments: GenerationArguments, pipe: MagePipeline, state: PartialState)
     settings = describe(arguments, pipe, classes)
     is_resumed = check_folder(folder, settings)
     writer = create_writer(arguments, pipe)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        write_manifest(folder, settings)
-        writer.prepare()
-        print(f"{'Resuming' if is_resumed else 'Writing'} {arguments.num_images} images in {folder}.")
-    state.wait_for_everyone()
-
-    start = time.perf_counter()
     sampler = Sampler(pipe, classes, arguments.seed, {name: getattr(arguments, name) for name in PIPELINE_CHOICES})
-    num_made = sampler.write_missing(writer, arguments.batch_size, state)
+    state.wait_for_everyone()
+    with locked(folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            write_manifest(folder, settings)
+            writer.prepare()
+            print(f"{'Resuming' if is_resumed else 'Writing'} {arguments.num_images} images in {folder}.")
+        state.wait_for_everyone()
+        write_samples(sampler, writer, arguments.batch_size, state, folder / "grid.png")
+
+
+def write_samples(sampler: Sampler, writer: SampleWriter, batch_size: int, state: PartialState, picture: Path):
+    """Makes what is missing, on all processes, and `picture` of the first images."""
+    start = time.perf_counter()
+    num_made = sampler.write_missing(writer, batch_size, state)
     writer.close()
     num_made, seconds = sum(gather_object([num_made])), time.perf_counter() - start
     if state.is_main_process:
-        writer.finish(classes)
-        with written_aside(folder / "grid.png") as aside:
-            images = [writer.read(index) for index in range(min(NUM_IN_GRID, arguments.num_images))]
+        writer.finish(sampler.classes)
+        with written_aside(picture) as aside:
+            images = [writer.read(index) for index in range(min(NUM_IN_GRID, writer.num_images))]
             draw_grid(images).save(aside, format="PNG")
         print(f"Made {num_made} images in {seconds:.1f} s, {num_made / seconds:.1f} images/s.")
-        print(f"The first ones: {folder / 'grid.png'}")
+        print(f"The first ones: {picture}")
 
 
 def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MagePipeline:

@@ -32,6 +32,7 @@ from transformers_mage.data.views import ImageViews, RandomViews
 from transformers_mage.files import fingerprint
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.representation import (
+    LARS,
     ClassificationArguments,
     Feature,
     FeatureExtractor,
@@ -41,19 +42,18 @@ from transformers_mage.representation import (
     ProbeHeads,
     Result,
     evaluate,
+    evaluation_loader,
     extract_features,
     fit_best_probe,
     load_encoder,
     nearest_neighbour_scores,
     probe_as_classifier,
+    publish_classifier,
     save_results,
     score,
     table,
 )
 from transformers_mage.representation.classifiers import image_shape, processor_of
-from transformers_mage.representation.lars import LARS
-from transformers_mage.representation.publishing import publish_classifier
-from transformers_mage.representation.scoring import evaluation_loader
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
 from transformers_mage.training.publishing import card_facts

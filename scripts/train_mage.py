@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from diffusers import VQModel
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
 from transformers_mage.data.arguments import TokenizerArguments
 from transformers_mage.data.batches import DataError, Loading, Source
 from transformers_mage.data.indexed import IndexedSource, InMemoryTokens
@@ -36,13 +36,14 @@ from transformers_mage.data.tokenization import (
     validation_tokens,
 )
 from transformers_mage.data.views import ImageViews
+from transformers_mage.files import check_inside
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import pixel_range, set_pixel_range
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_updates
 from transformers_mage.training.pictures import picture, sample_tokens, save_picture
-from transformers_mage.training.pretraining import MageForPreTraining, build_model, training_labels
+from transformers_mage.training.pretraining import MageForPreTraining, build_model, model_values, training_labels
 from transformers_mage.training.publishing import publish_checkpoints, write_generator
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
@@ -55,7 +56,11 @@ WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MU
 
 @dataclass
 class MageArguments(TokenizerArguments, TrainingArguments):
-    model: dict = field(init=False, default_factory=dict)
+    model: dict = field(
+        init=False,
+        default_factory=dict,
+        metadata=group("fields of MageConfig; what the tokenizer decides need not be said.", model_values),
+    )
     pretrained_model_name_or_path: str | None = argument(
         None, "Start from the weights of this MAGE model, with its tokenizer."
     )
@@ -78,7 +83,15 @@ class MageArguments(TokenizerArguments, TrainingArguments):
 
     def check(self):
         super().check()
+        check_numbers(self, "tokenized_views contrastive_weight validation_steps sample_steps", at_least=0)
+        check_numbers(self, "contrastive_temperature", more_than=0)
+        check_numbers(self, "max_validation_samples num_inference_steps", at_least=1)
         self.tokenizer_name_or_path = self.tokenizer_name_or_path or self.pretrained_model_name_or_path
+        if self.validation_split is not None:
+            check_inside(self.output_dir, self.validation_split, "--validation_split")
+        if self.tokenized_views and (self.token_cache or self.streaming):
+            other = "--token_cache" if self.token_cache else "--streaming"
+            raise ValueError(f"`--tokenized_views` encodes images in memory: leave it out, or `{other}`.")
         if not self.tokenizer_name_or_path and not self.token_cache:
             raise ValueError("Say which tokenizer to use: `--tokenizer_name_or_path FOLDER`.")
         if self.freeze_encoder and not self.pretrained_model_name_or_path:

@@ -17,11 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import VQModel
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
 from transformers_mage.data.indexed import validation_images
 from transformers_mage.data.loading import load_images
 from transformers_mage.data.sources import create_source
-from transformers_mage.data.tokenization import TokenizerError, load_tokenizer
+from transformers_mage.data.tokenization import (
+    TokenizerError,
+    build_tokenizer,
+    check_image_size,
+    load_tokenizer,
+    tokenizer_values,
+)
 from transformers_mage.data.views import ImageViews
 from transformers_mage.hub.model_card import write_card
 from transformers_mage.hub.publishing import Publisher
@@ -43,7 +49,11 @@ from transformers_mage.training.vqgan.run import VQGANRun
 
 @dataclass
 class VQGANArguments(TrainingArguments):
-    vq_config: dict = field(init=False, default_factory=dict)
+    vq_config: dict = field(
+        init=False,
+        default_factory=dict,
+        metadata=group("what diffusers' VQModel is made of.", tokenizer_values),
+    )
     image_size: int = argument(256, "Side of the images, in pixels.")
     pretrained_model_name_or_path: str | None = argument(
         None, "Start from the weights of this tokenizer: a `VQModel`'s folder or Hub name, or that of a MAGE model."
@@ -108,9 +118,12 @@ class VQGANArguments(TrainingArguments):
             raise ValueError(
                 "`--freeze_encoder` keeps a trained encoder: say `--pretrained_model_name_or_path FOLDER`."
             )
-        for name in ("adversarial_weight", "perceptual_weight", "entropy_weight", "lecam_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`--{name}` must be 0 (without it) or more, got {getattr(self, name)}.")
+        check_numbers(self, "image_size discriminator_channels discriminator_levels", at_least=1)
+        check_numbers(self, "max_validation_samples", at_least=1)
+        check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
+        check_numbers(self, "codebook_weight commitment_weight revive_codes_every reconstruction_weight", at_least=0)
+        check_numbers(self, "adversarial_weight perceptual_weight entropy_weight lecam_weight", at_least=0)
+        check_numbers(self, "adversarial_start_step adversarial_ramp_steps validation_steps", at_least=0)
 
 
 @reports_errors
@@ -140,7 +153,9 @@ def main(argv: list[str] | None = None):
 def create_vqvae(arguments: VQGANArguments) -> VQModel:
     """A new autoencoder, or a saved one to start from, with all of it to train or only the decoder."""
     if not arguments.pretrained_model_name_or_path:
-        return VQModel(**arguments.vq_config)
+        vqvae = build_tokenizer(arguments.vq_config)
+        check_image_size(vqvae, arguments.image_size)
+        return vqvae
     trained = load_tokenizer(arguments.pretrained_model_name_or_path)
     if pixel_range(trained) != PIXEL_RANGE:
         raise TokenizerError(

@@ -2,7 +2,6 @@
 
 import importlib.util
 import multiprocessing
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +36,7 @@ def load_script(name: str) -> Callable[[list[str]], None]:
     def run(argv: list[str]):
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            module.main([str(word) for word in argv])
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        module.main([str(word) for word in argv])
 
     return run
 

@@ -5,13 +5,14 @@ import pytest
 import yaml
 
 from transformers_mage import MageConfig
-from transformers_mage.command_line import as_flat_dict, parse_arguments, save_recipe
+from transformers_mage.command_line import as_flat_dict, group, parse_arguments, save_recipe
 from transformers_mage.training.arguments import TrainingArguments
+from transformers_mage.training.pretraining import model_values
 
 
 @dataclass
 class Arguments(TrainingArguments):
-    model: dict = field(init=False, default_factory=dict)
+    model: dict = field(init=False, default_factory=dict, metadata=group("the model.", model_values))
 
 
 @pytest.fixture
@@ -45,10 +46,26 @@ def test_a_saved_recipe_gives_the_same_values(recipe: str, tmp_path: Path):
     [
         ([], "Say what to train on"),
         (["--dataset_name", "x", "--train_batch_sice", "3"], "Did you mean --train_batch_size?"),
-        (["--dataset_name", "x", "--train_batch_size", "0"], "must be more than 0, got 0"),
-        (["--dataset_name", "x", "--crop_scale_min", "2"], "must lie in (0, 1], got 2.0"),
+        (["--dataset_name", "x", "--train_batch_size", "0"], "must be at least 1, got 0"),
+        (["--dataset_name", "x", "--crop_scale_min", "2"], "must be more than 0 and at most 1, got 2.0"),
         (["--dataset_name", "x", "--mixed_precision", "fp8"], "invalid choice"),
         (["--dataset_name", "x", "--model.hidden_size"], "--model.hidden_size needs a value"),
+        (["--dataset_name", "x", "--model.hidden_size", "--seed", "1"], "--model.hidden_size needs a value"),
+        (["--dataset_name", "x", "--model.hidden_size", "[1"], "--model.hidden_size [1 is not a YAML value"),
+        (["--dataset_name", "x", "--model.hiden_size", "8"], "Did you mean --model.hidden_size?"),
+        (["--dataset_name", "x", "--model.mask_ratio_mean", ".nan"], "`--model.mask_ratio_mean` must be a finite"),
+        (["--dataset_name", "x", "--max_grad_norm", "nan"], "`--max_grad_norm` must be a finite number, got nan"),
+        (["--dataset_name", "x", "--learning_rate", "inf"], "`--learning_rate` must be a finite number, got inf"),
+        (["--dataset_name", "x", "--learning_rate", "0"], "`--learning_rate` must be more than 0, got 0"),
+        (["--dataset_name", "x", "--learning_rate", "1e-3", "--min_learning_rate", "1"], "at most `--learning_rate`"),
+        (["--dataset_name", "x", "--max_train_steps", "-3"], "`--max_train_steps` must be at least 1, got -3"),
+        (["--dataset_name", "x", "--max_train_samples", "0"], "`--max_train_samples` must be at least 1, got 0"),
+        (["--dataset_name", "x", "--total_batch_size", "-8"], "`--total_batch_size` must be at least 1, got -8"),
+        (["--dataset_name", "x", "--seed", "-1"], "`--seed` must be at least 0 and less than 4294967296, got -1"),
+        (["--dataset_name", "x", "--adam_beta2", "1"], "`--adam_beta2` must be at least 0 and less than 1, got 1.0"),
+        (["--dataset_name", "x", "--report_to", "nope"], "trackers that are installed, here"),
+        (["--dataset_name", "x", "--train_split", "../x"], "`--train_split` must be a plain name"),
+        (["--dataset_name", "x", "--output_dir", ""], "`--output_dir` must name a folder"),
     ],
 )
 def test_mistakes_end_with_a_message(words: list[str], message: str, capsys: pytest.CaptureFixture):
@@ -62,6 +79,14 @@ def test_mistakes_end_with_a_message(words: list[str], message: str, capsys: pyt
     [
         ("train_batch_sice: 3", "sets `train_batch_sice`, which does not exist. Did you mean train_batch_size?"),
         ("[1, 2]", "must be a mapping"),
+        ("model: 5", "sets `model` to 5; it must be dict"),
+        ("train_batch_size: many", "sets `train_batch_size` to 'many'; it must be int"),
+        ("train_batch_size: 1.5", "sets `train_batch_size` to 1.5; it must be int"),
+        ("train_batch_size: true", "sets `train_batch_size` to True; it must be int"),
+        ("train_batch_size: null", "sets `train_batch_size` to None; it must be int"),
+        ("streaming: maybe", "sets `streaming` to 'maybe'; it must be bool"),
+        ("output_dir: [a]", "sets `output_dir` to ['a']; it must be str"),
+        ("mixed_precision: fp8", "sets `mixed_precision` to 'fp8'; it must be among no, fp16, bf16"),
         ("a: [", "cannot be read"),
     ],
 )
@@ -78,3 +103,20 @@ def test_recipes_make_models(recipe: Path, train_mage_arguments: type[TrainingAr
     arguments = parse_arguments(train_mage_arguments, "", ["--config", str(recipe), "--dataset_name", "x", *tokenizer])
     assert set(arguments.model) <= {*MageConfig().to_dict(), "attn_implementation"}
     MageConfig(**arguments.model, **({"patch_size": 4} if recipe.stem.endswith(("digits", "fashion")) else {}))
+
+
+def test_null_unsets_what_a_recipe_says(recipe: str):
+    assert parse("--config", recipe, "--learning_rate", "null").learning_rate is None
+    assert parse("--config", recipe, "--max_train_samples=null").max_train_samples is None
+
+
+def test_a_recipe_that_is_not_text_is_refused(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        parse("--config", str(tmp_path / "recipe.yaml"))
+
+
+def test_help_lists_the_groups(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "--model.hidden_size (default: 768)" in capsys.readouterr().out

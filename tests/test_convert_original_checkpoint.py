@@ -397,6 +397,7 @@ def test_bad_file_says_what_it_is(name, tmp_path):
     assert left <= {"file.pth"}
 
 
+@pytest.mark.slow
 def test_command_line_ends_with_a_message_and_exit_code_1(tmp_path):
     page = tmp_path / "mage-vitb-1600.pth"
     page.write_text("<html><title>Google Drive - Virus scan warning</title></html>")
@@ -453,6 +454,7 @@ runpy.run_module("transformers_mage.convert_original_checkpoint", run_name="__ma
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_command_leaves_no_folder(kill, tmp_path):
     checkpoint = save_original(tmp_path / "mage.pth", original_weights())

@@ -476,6 +476,16 @@ def test_missing_weights_are_refused_where_random_ones_would_be_used(
         auto_class.from_pretrained(tmp_path)
 
 
+def test_weights_stored_as_integers_are_refused(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head.dense.weight"] = weights["head.dense.weight"].long()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match=r"1 of its weights as whole numbers \(head.dense.weight as I64\)"):
+        MageForMaskedImageModeling.from_pretrained(tmp_path)
+
+
 def test_models_load_without_a_tokenizer_that_is_incomplete(small_model, small_config, tmp_path):
     small_model.save_pretrained(tmp_path)
     remove_weights(tmp_path, "vqvae.encoder")

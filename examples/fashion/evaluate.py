@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from examples.junk import JUNK_KINDS
 from transformers_mage import MagePipeline
+from transformers_mage.image_networks import load_image_network
 from transformers_mage.image_tokens import decode_images, encode_images
 from transformers_mage.metrics import FrechetInceptionDistance
 from transformers_mage.visualization import draw_steps
@@ -98,8 +99,6 @@ class Evaluation:
         return scores | {f"fd_{name}": fid["fid"]}
 
     def network_features(self, images: Tensor) -> Tensor:
-        from transformers_mage.image_networks import load_image_network
-
         return extract_features(load_image_network(self.arguments.image_network), images)
 
     def save(self, picture: Image.Image, name: str):

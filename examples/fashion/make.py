@@ -20,6 +20,8 @@ import torch
 from examples import ROOT, run_script
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.hub.gallery import sample_gallery
+from transformers_mage.hub.model_card import add_gallery
 
 from . import evaluate, make_dataset, reduce_codes, sweep, train_judge
 from .cards import write_card
@@ -144,6 +146,7 @@ def evaluate_models(place: Workplace):
 def write_cards(place: Workplace):
     for name, card in CARDS.items():
         write_card(card, place / "evaluation" / name)
+        add_gallery(card / "README.md", sample_gallery(MagePipeline.from_pretrained(card)))
     (place / "cards").touch()
 
 

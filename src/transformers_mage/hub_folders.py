@@ -43,6 +43,9 @@ PUBLISHED = (
 )
 
 
+_BESIDE_WEIGHTS = ("*_config.json", "config.json", "model_index.json", "scheduler/*", "diffusion_pytorch_model*")
+
+
 def weight_patterns(variant: str | None = None) -> list[str]:
     """Patterns of the files that hold the weights of one variant, whole or in shards."""
     middle = f".{variant}" if variant else ""
@@ -79,6 +82,19 @@ def fetch_folder(name: str, patterns: Sequence[str], **fetching: Any) -> str:
     """
     with explained(name, fetching.get("revision"), fetching.get("token")):
         return snapshot_download(name, allow_patterns=list(patterns), **fetching)
+
+
+def model_folder(name_or_path: str | os.PathLike, variant: str | None = None, **fetching: Any) -> str:
+    """
+    The folder itself or, for a name on the Hub, its copy in the cache, with all that a model, tokenizer or pipeline is
+    loaded from.
+
+    Raises:
+        OSError: in one line, where there is no such folder or repository, or it cannot be reached.
+    """
+    if os.path.isdir(name_or_path):
+        return os.fspath(name_or_path)
+    return fetch_folder(os.fspath(name_or_path), [*_BESIDE_WEIGHTS, *weight_patterns(variant)], **fetching)
 
 
 @contextmanager
@@ -270,4 +286,12 @@ def _short_card(repo_id: str, is_pipeline: bool) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
-__all__ = ["check_repository", "explained", "fetch_folder", "push_folder", "remove_other_weights", "weight_patterns"]
+__all__ = [
+    "check_repository",
+    "explained",
+    "fetch_folder",
+    "model_folder",
+    "push_folder",
+    "remove_other_weights",
+    "weight_patterns",
+]

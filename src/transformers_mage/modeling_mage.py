@@ -5,12 +5,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -351,7 +353,8 @@ class MagePreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: where weights are missing: of the tokenizer, the encoder, the decoder or the head. Only the
-                layers of a classifier and the vectors of added classes may be new.
+                layers of a classifier and the vectors of added classes may be new. Also where a folder stores weights
+                as integers.
         """
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -361,6 +364,8 @@ class MagePreTrainedModel(PreTrainedModel):
             missing -= new_classes
         if missing:
             raise ValueError(_missing_weights_message(cls.__name__, pretrained_model_name_or_path, sorted(missing)))
+        if not hasattr(model, "hf_quantizer"):
+            _check_stored_types(pretrained_model_name_or_path)
         if model.base_model.vqvae is not None:
             skip_noop_layers(model.base_model.vqvae.requires_grad_(False))
         return (model, info) if output_loading_info else model
@@ -455,6 +460,19 @@ def _saved_classes(folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> 
     names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     saved, _ = MageConfig.get_config_dict(folder, **{name: kwargs[name] for name in names if name in kwargs})
     return saved.get("num_classes", 0)
+
+
+def _check_stored_types(folder: str | os.PathLike | None):
+    """Loading casts whatever it finds, rounded numbers too."""
+    for path in sorted(Path(folder).glob("*.safetensors")) if folder is not None else ():
+        with safe_open(path, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 -- no mapping
+        wrong = [name for name, kind in types.items() if "F" not in kind and not name.endswith("num_batches_tracked")]
+        if wrong:
+            raise ValueError(
+                f"{path} stores {len(wrong)} of its weights as whole numbers ({wrong[0]} as {types[wrong[0]]}), so "
+                "that what was learned is lost. Download, convert or save it again."
+            )
 
 
 def _missing_weights_message(model_class: str, folder: str | os.PathLike | None, missing: list[str]) -> str:

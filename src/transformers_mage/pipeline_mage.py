@@ -382,11 +382,12 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
         if grid_size == window:
-            return self.model(input_ids=tokens, class_labels=class_labels).logits
+            return self.model(input_ids=tokens, class_labels=class_labels, return_dict=True).logits
         windows = split_into_windows(tokens, window)
         if class_labels is not None:
             class_labels = class_labels.repeat(len(windows) // len(tokens))
-        return merge_windows(self.model(input_ids=windows, class_labels=class_labels).logits, grid_size, window)
+        logits = self.model(input_ids=windows, class_labels=class_labels, return_dict=True).logits
+        return merge_windows(logits, grid_size, window)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""

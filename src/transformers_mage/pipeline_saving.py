@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from transformers.utils import logging
 
 from .carried_code import IS_INSTALLED, remove_code, write_code
-from .hub_folders import FETCHING, check_repository, fetch_folder, push_folder, weight_patterns
+from .hub_folders import FETCHING, check_repository, model_folder, push_folder
 from .modeling_mage import MageForMaskedImageModeling
 from .scheduling_mage import MageScheduler
 
@@ -19,7 +19,6 @@ logger = logging.get_logger(__name__)
 
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
-_NO_WEIGHTS = ["model_index.json", "config.json", "preprocessor_config.json", "scheduler/*"]
 
 
 class PipelineSavingMixin:
@@ -46,9 +45,7 @@ class PipelineSavingMixin:
             OSError: in one line, where there is no such folder or repository, or it cannot be reached.
         """
         fetching = {name: kwargs.pop(name) for name in FETCHING if name in kwargs}
-        folder = str(pretrained_model_name_or_path)
-        if not os.path.isdir(folder):
-            folder = cls.download(folder, variant=kwargs.get("variant"), **fetching)
+        folder = cls.download(str(pretrained_model_name_or_path), kwargs.get("variant"), **fetching)
         if not Path(folder, cls.config_name).is_file():
             raise OSError(f"{pretrained_model_name_or_path} holds no pipeline: it has no {cls.config_name}.")
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
@@ -74,7 +71,7 @@ class PipelineSavingMixin:
         Fetches what a pipeline needs from the Hub, unless the cache has it.
 
         Args:
-            pretrained_model_name (`str`): `org/name`.
+            pretrained_model_name (`str`): `org/name`, or a folder, which is what is returned then.
             variant (`str`, *optional*): which weights, as `"fp16"`.
             revision (`str`, *optional*): a branch, tag or commit.
             token (`str` or `bool`, *optional*): for private and gated repositories; by default the one of
@@ -93,7 +90,7 @@ class PipelineSavingMixin:
         unknown = sorted(set(fetching) - set(FETCHING))
         if unknown:
             raise TypeError(f"`download` takes {list(FETCHING)}, got `{unknown[0]}`.")
-        return fetch_folder(pretrained_model_name, [*_NO_WEIGHTS, *weight_patterns(variant)], **fetching)
+        return model_folder(pretrained_model_name, variant, **fetching)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> dict | tuple:

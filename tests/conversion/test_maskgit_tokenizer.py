@@ -39,6 +39,7 @@ def test_tokens_latents_and_pixels_are_the_recorded_ones(converted: Path):
     assert relative_error(pixels[:, :, ::4, ::4], recorded["tokenizer.reconstruction"]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_it_loads_where_this_package_is_not(converted: Path):
     code = (
         "import sys; sys.modules['transformers_mage'] = None\n"

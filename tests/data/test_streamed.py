@@ -1,16 +1,20 @@
 """Every sample of an epoch is read exactly once, whatever stops and resumes the reading."""
 
 import copy
+import io
 import itertools
+import os
+import tarfile
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from transformers_mage.data.batches import DataError, Loading, Share
-from transformers_mage.data.loading import Columns
+from transformers_mage.data.loading import Columns, DatasetSpec, load_images
 from transformers_mage.data.streamed import LaneState, Retries, StreamedSource
 from transformers_mage.data.views import Crops, ImageViews
 
@@ -154,3 +158,63 @@ def test_broken_images_are_skipped_and_counted(numbered_images: Dataset):
     assert sorted(label for batch in batches for label in batch.labels.tolist()) == [
         label for label in range(50) if label % 10 != 3
     ]
+
+
+def write_tars(images: Dataset, folder: Path) -> list[Path]:
+    """Five tar files of ten images each."""
+    files = []
+    for number in range(5):
+        files.append(folder / f"train-{number}.tar")
+        with tarfile.open(files[-1], "w") as tar:
+            for row in images.select(range(10 * number, 10 * number + 10)):
+                for suffix, content in (("png", row["image"]["bytes"]), ("cls", str(row["label"]).encode())):
+                    member = tarfile.TarInfo(f"{row['label']:02}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return files
+
+
+def from_tars(folder: Path, window_size: int) -> StreamedSource:
+    dataset, columns = load_images(DatasetSpec(str(folder), streaming=True))
+    assert columns == Columns("png", "cls")
+    loading = Loading(3, seed=1, window_size=window_size)
+    return StreamedSource(dataset, columns, VIEWS, loading, Retries(limit=9, first_pause=0.001))
+
+
+@pytest.mark.parametrize("window_size", [4, 1000])
+def test_the_whole_images_of_a_cut_tar_are_read(numbered_images: Dataset, tmp_path: Path, window_size: int, caplog):
+    files = write_tars(numbered_images, tmp_path)
+    with tarfile.open(files[2]) as tar:
+        (seventh,) = (member for member in tar.getmembers() if member.name == "27.png")
+    os.truncate(files[2], seventh.offset_data + 20)
+    source = from_tars(tmp_path, window_size)
+    epochs = Counter()
+    for identity, example in islice(source.lane(source.states[0]).examples(), 2 * 48):
+        epochs[identity[1], example["cls"]] += 1
+    whole = [label for label in range(50) if label not in (27, 28, 29)]
+    assert epochs == Counter((epoch, label) for epoch in range(2) for label in [*whole, None])
+    assert "Shard 2 of 5 is cut" in caplog.text
+    assert sum(batch.num_skipped for batch in islice(from_tars(tmp_path, window_size).batches(0), 15)) == 1
+
+
+def test_a_cut_tar_is_entered_anywhere(numbered_images: Dataset, tmp_path: Path):
+    os.truncate(write_tars(numbered_images, tmp_path)[2], 5000)
+    undisturbed = read([from_tars(tmp_path, 1000)], 20)
+    for num_batches in (5, 9, 14):
+        stopped = [from_tars(tmp_path, 1000)]
+        before = read(stopped, num_batches)
+        resumed = from_tars(tmp_path, 1000)
+        resumed.load_state_dicts(saved(stopped))
+        (after,) = read([resumed], 20 - num_batches)
+        assert before[0] + after == undisturbed[0]
+
+
+def test_other_shards_than_at_the_checkpoint_are_said_at_once(numbered_images: Dataset):
+    (before,), (fewer,) = sources(numbered_images, 1, 0, num_shards=5), sources(numbered_images, 1, 0, num_shards=2)
+    read([before], 2)
+    state = before.state_dict()
+    with pytest.raises(DataError, match="had at least 5 shards when the checkpoint was written and has 2 now"):
+        fewer.load_state_dicts([state])
+    del state["num_units"]  # as it was written earlier
+    with pytest.raises(DataError, match=r"had at least \d shards"):
+        fewer.load_state_dicts([state])

@@ -1,5 +1,8 @@
 import copy
+import os
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from transformers_mage.data.loading import Columns
 from transformers_mage.data.token_cache import (
     CachedTokens,
     CacheMetadata,
+    damaged_shards,
     encode_shard,
-    missing_shards,
     save_shard,
     shard_folder,
     transform_values,
@@ -79,12 +82,55 @@ def test_every_epoch_sees_every_row_once(folder: Path, num_processes: int, num_w
         assert Counter(seen[50 * epoch : 50 * (epoch + 1)]) == Counter(1000 * epoch + i for i in range(50))
 
 
-def test_an_interrupted_cache_says_what_is_missing(folder: Path, tmp_path: Path):
-    CacheMetadata.load(folder).save(tmp_path)
-    shard_folder(tmp_path, 1, 3).symlink_to(shard_folder(folder, 1, 3))
-    (tmp_path / ".shard-00002-of-00003.partial").mkdir()
-    assert missing_shards(tmp_path, 3) == [0, 2]
-    with pytest.raises(FolderError, match="only 1 of 3 shards"):
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "train"))
+
+
+def test_an_interrupted_cache_says_what_is_missing(copied: Path):
+    shutil.rmtree(shard_folder(copied, 1, 3))
+    (copied / ".shard-00001-of-00003.partial").mkdir()
+    assert damaged_shards(copied, 3, read=True) == {1: "is missing"}
+    with pytest.raises(FolderError, match=r"1 of 3 shards .* shard-00001-of-00003: it is missing. Run"):
+        CachedTokens(copied)
+
+
+def cut(file: Path):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file: Path):
+    os.truncate(file, 0)
+
+
+def flip(file: Path):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink, flip])
+@pytest.mark.parametrize("knows_its_files", [True, False])
+def test_a_damaged_shard_is_named(copied: Path, damage: Callable[[Path], None], knows_its_files: bool):
+    """Shards that are older than their lists of files cannot tell that a byte was flipped."""
+    shard = shard_folder(copied, 1, 3)
+    damage(shard / "data-00000-of-00001.arrow")
+    if not knows_its_files:
+        (shard / "files.json").unlink()
+    found = damaged_shards(copied, 3, read=True)
+    assert found.keys() == ({1} if knows_its_files or damage is not flip else set())
+    if damage is not flip:
+        with pytest.raises(FolderError, match=r"the first being shard-00001-of-00003: it .*Run scripts/cache_tokens"):
+            CachedTokens(copied)
+
+
+def test_a_cache_of_broken_images_alone_is_refused(folder: Path, tmp_path: Path):
+    metadata = CacheMetadata.load(folder)
+    metadata.num_shards = 1
+    metadata.save(tmp_path)
+    nothing, _ = encode_shard(Dataset.from_dict({"image": [], "label": []}), None, VIEWS, Columns(), (0,), 1)
+    save_shard(nothing, shard_folder(tmp_path, 0, 1))
+    with pytest.raises(FolderError, match="holds no tokens"):
         CachedTokens(tmp_path)
 
 

@@ -152,7 +152,7 @@ def test_existing_card_gets_a_gallery(tmp_path: Path):
     assert [entry["text"] for entry in check_header(card).widget] == ["four"]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CARDS.iterdir()))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in CARDS.glob("*/model_index.json")))
 def test_cards_of_this_repository(name: str, hub: HubServer):
     """They have a gallery, and the Hub's own check (here the suite's) takes them."""
     card = CARDS / name / "README.md"
@@ -165,7 +165,7 @@ def test_cards_of_this_repository(name: str, hub: HubServer):
     ModelCard.load(card).validate()
 
 
-@pytest.mark.parametrize("header", ["license: 3", "pipeline_tag: [a]", "tags: {a: b}"])
+@pytest.mark.parametrize("header", ["license: 3", "pipeline_tag: [a]"])
 def test_headers_that_the_hub_refuses(hub: HubServer, header: str):
     with pytest.raises(ValueError, match="must be"):
         ModelCard(f"---\n{header}\n---\n").validate()

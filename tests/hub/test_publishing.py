@@ -14,6 +14,7 @@ from transformers_mage.hub.publishing import Publication, Publisher
 from .server import HubServer
 from .test_by_name import tokens
 
+pytestmark = pytest.mark.slow
 Script = Callable[[list[str]], None]
 
 

@@ -289,7 +289,7 @@ def test_memory_does_not_grow_but_for_precision_and_recall(generator):
 def test_one_extraction_serves_every_metric(image_sides):
     network = TinyNetwork()
     metrics = all_metrics(network)
-    extracted = {side: metrics[0].network(samples) for side, samples in image_sides.items()}
+    extracted = {side: metrics[0].feature_network(samples) for side, samples in image_sides.items()}
     assert isinstance(extracted["predictions"], FeatureBatch)
     for metric, other in zip(metrics, all_metrics(network), strict=True):
         names = metric.features

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from transformers_mage import MageConfig
-from transformers_mage.metrics.images import ImageSource
+from transformers_mage.metrics.images import ImageCollection
 from transformers_mage.sampling import ClassPlan, ImageFolderWriter, NpzWriter, TarWriter, samples_path, write_manifest
 
 
@@ -35,29 +35,29 @@ def assert_holds(source, pixels):
 
 
 def test_folder(folder, pixels):
-    assert_holds(ImageSource(folder), pixels)
+    assert_holds(ImageCollection(folder), pixels)
 
 
 def test_saved_dataset(dataset, pixels, tmp_path):
     dataset.save_to_disk(tmp_path / "saved")
-    assert_holds(ImageSource(tmp_path / "saved"), pixels)
+    assert_holds(ImageCollection(tmp_path / "saved"), pixels)
     datasets.DatasetDict({"test": dataset, "train": dataset}).save_to_disk(tmp_path / "splits")
-    assert_holds(ImageSource(tmp_path / "splits", split="test"), pixels)
+    assert_holds(ImageCollection(tmp_path / "splits", split="test"), pixels)
     with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\]; choose one"):
-        ImageSource(tmp_path / "splits")
+        ImageCollection(tmp_path / "splits")
 
 
 def test_parquet(dataset, pixels, tmp_path):
     (tmp_path / "parquet").mkdir()
     dataset.to_parquet(tmp_path / "parquet" / "train.parquet")
-    assert_holds(ImageSource(tmp_path / "parquet"), pixels)
+    assert_holds(ImageCollection(tmp_path / "parquet"), pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_npz_of_samples(pixels, tmp_path, channels):
     pixels = pixels[..., :channels]
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
-    assert_holds(ImageSource(tmp_path / "samples.npz", mode="RGB" if channels == 3 else "L"), pixels)
+    assert_holds(ImageCollection(tmp_path / "samples.npz", channels=channels), pixels)
 
 
 @pytest.mark.parametrize("output_format", ["png", "tar", "npz"])
@@ -75,13 +75,13 @@ def test_output_of_generate(pixels, tmp_path, output_format):
     writer.finish(ClassPlan(MageConfig(), None, 5))
     write_manifest(tmp_path, {})
     Image.new("RGB", (99, 99)).save(tmp_path / "grid.png")
-    assert_holds(ImageSource(samples_path(tmp_path)), pixels)
+    assert_holds(ImageCollection(samples_path(tmp_path)), pixels)
 
 
 def test_shards_that_are_no_tar_files(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"no tar" * 500)
     with pytest.raises(ValueError, match=r"0\.tar is not an uncompressed tar file"):
-        ImageSource(tmp_path)
+        ImageCollection(tmp_path)
 
 
 def test_resolution_crops_the_centre(tmp_path):
@@ -89,11 +89,11 @@ def test_resolution_crops_the_centre(tmp_path):
     image[:, 5:35] = 200
     (tmp_path / "wide").mkdir()
     Image.fromarray(image).save(tmp_path / "wide" / "0.png")
-    assert torch.equal(ImageSource(tmp_path / "wide", resolution=10)[0], torch.full((3, 10, 10), 200).byte())
+    assert torch.equal(ImageCollection(tmp_path / "wide", resolution=10)[0], torch.full((3, 10, 10), 200).byte())
 
 
 def test_processes_share_the_images_without_padding(folder, pixels):
-    source = ImageSource(folder)
+    source = ImageCollection(folder)
     shares = [
         torch.cat([images for images, _ in source.batches(2, process_index=rank, num_processes=2)])
         for rank in range(2)
@@ -106,7 +106,7 @@ def test_undecodable_images_are_skipped_and_counted(folder):
     (folder / "0.png").write_bytes(b"no image")
     truncated = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(truncated[: len(truncated) // 2])
-    batches = list(ImageSource(folder).batches(batch_size=2))
+    batches = list(ImageCollection(folder).batches(batch_size=2))
     assert batches[0] == (None, 2)
     assert [(len(images), skipped) for images, skipped in batches[1:]] == [(2, 0), (1, 0)]
 
@@ -116,7 +116,7 @@ def test_undecodable_rows_are_skipped_and_counted(tmp_path, dataset):
     rows[1]["picture"]["bytes"] = b"no image"
     rows[2]["picture"] = None
     datasets.Dataset.from_list(rows, dataset.features).save_to_disk(tmp_path / "saved")
-    ((images, skipped),) = ImageSource(tmp_path / "saved").batches(batch_size=9)
+    ((images, skipped),) = ImageCollection(tmp_path / "saved").batches(batch_size=9)
     assert len(images) == 3
     assert skipped == 2
 
@@ -124,24 +124,24 @@ def test_undecodable_rows_are_skipped_and_counted(tmp_path, dataset):
 def test_sources_without_images(tmp_path, dataset):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no images"):
-        ImageSource(tmp_path / "empty")
+        ImageCollection(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        ImageSource(tmp_path / "missing")
+        ImageCollection(tmp_path / "missing")
     np.savez(tmp_path / "latents.npz", arr_0=np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"holds \['arr_0'\], of which none is uint8"):
-        ImageSource(tmp_path / "latents.npz")
+        ImageCollection(tmp_path / "latents.npz")
     dataset.select_columns("label").save_to_disk(tmp_path / "labels")
     with pytest.raises(ValueError, match=r"no image column among \['label'\]"):
-        ImageSource(tmp_path / "labels")
+        ImageCollection(tmp_path / "labels")
     with pytest.raises(ValueError, match=r'no column "image"; it has \[\'label\'\]'):
-        ImageSource(tmp_path / "labels", image_column="image")
+        ImageCollection(tmp_path / "labels", image_column="image")
     with pytest.raises(ValueError, match="not images"):
-        ImageSource(tmp_path / "labels", image_column="label")
+        ImageCollection(tmp_path / "labels", image_column="label")
 
 
 def test_sizes_must_agree(folder):
     Image.new("RGB", (9, 9)).save(folder / "9.png")
     with pytest.raises(ValueError, match="images of several sizes"):
-        list(ImageSource(folder).batches(batch_size=9))
-    ((images, _),) = ImageSource(folder, resolution=4).batches(batch_size=9)
+        list(ImageCollection(folder).batches(batch_size=9))
+    ((images, _),) = ImageCollection(folder, resolution=4).batches(batch_size=9)
     assert images.shape == (6, 3, 4, 4)

@@ -61,13 +61,23 @@ def test_weights_that_are_not_there_are_refused(folder):
     kept = {name: weight for name, weight in weights.items() if "layers.1" not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
-    with pytest.raises(FolderError, match=r"lacks \d+ of the weights of MageForImageClassification \(mage.layers.1"):
+    with pytest.raises(FolderError, match=r"lacks \d+ of the weights of .*mage.layers.1"):
         load_classifier(str(folder), ["cat", "dog"])
 
 
 @pytest.mark.parametrize("load", [load_encoder, lambda name: load_classifier(name, ["cat", "dog"])])
+def test_weights_that_are_not_finite_are_refused(folder, load):
+    weights = load_file(folder / "model.safetensors")
+    weights["mage.layers.0.mlp.fc1.bias"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(FolderError, match=r"not finite numbers .*layers.0.mlp.fc1.bias"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_encoder, lambda name: load_classifier(name, ["cat", "dog"])])
 def test_no_model_and_no_tokenizer_are_refused(small_config, tmp_path, load):
-    with pytest.raises(FolderError, match="There is no MAGE model in"):
+    with pytest.raises(FolderError, match="No model can be loaded from"):
         load(str(tmp_path))
     config = MageConfig(**{**small_config.to_dict(), "vq_config": None})
     MageForMaskedImageModeling(config).save_pretrained(tmp_path)

@@ -5,11 +5,12 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
+from tests.in_process import in_child
 from transformers_mage import MageConfig, MageModel
 from transformers_mage.data.batches import Loading
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.loading import Columns
-from transformers_mage.files import FolderError
+from transformers_mage.files import FolderError, locked
 from transformers_mage.representation import FeatureExtractor, FeatureStore, extract_features
 
 MADE_OF = {"model": "abc", "features": ["layer_2_mean"]}
@@ -146,5 +147,17 @@ def test_features_that_are_not_finite_are_not_kept(encoder, images, tmp_path):
 
 
 def test_a_split_stays_in_its_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"\.\./train. cannot name files"):
+    with pytest.raises(ValueError, match=r"must be a plain name, without a path, got '\.\./train'"):
         store(tmp_path, split="../train")
+
+
+def expect_refusal(folder: Path):
+    with pytest.raises(FolderError, match="in use by process"), locked(folder / ".train"):
+        pass
+
+
+def test_a_split_is_made_by_one_run_at_a_time(encoder, images, tmp_path, monkeypatch):
+    refused = []
+    monkeypatch.setattr(FeatureStore, "missing", lambda self: refused.append(in_child(expect_refusal, tmp_path)) or [])
+    extract_features(FeatureExtractor(encoder), images, store(tmp_path), Accelerator(), Loading(64))
+    assert refused == [0]

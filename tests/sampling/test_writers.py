@@ -1,4 +1,4 @@
-"""Files, shards and arrays of samples, and going on with them after a kill."""
+"""Files, shards and arrays of samples, and resuming them after a kill."""
 
 import tarfile
 from pathlib import Path

@@ -66,7 +66,7 @@ def test_shots_and_seeds(finetune: Script, flags: list[str], tmp_path: Path):
     ("extra", "message"),
     [
         (["--shots_per_class", "13"], "13 images of each class are asked for, but class 0 has 12"),
-        (["--model_name_or_path", "no/such/model"], "There is no MAGE model in no/such/model"),
+        (["--model_name_or_path", "no/such/model"], "No model can be loaded from no/such/model"),
         (["--label_column", "image"], 'The column "image" must hold classes, integers or strings'),
     ],
 )

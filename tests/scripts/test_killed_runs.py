@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tests.in_process import MODEL_FLAGS, in_child
 from transformers_mage.data.indexed import InMemoryImages
 from transformers_mage.training import checkpointing
-from transformers_mage.training.run import EXIT_INTERRUPTED
+from transformers_mage.training.stopping import EXIT_INTERRUPTED
 
 from .test_train_mage import assert_same_bits
 
@@ -75,7 +75,7 @@ def test_a_signal_saves_and_exits_for_a_requeue(train_mage: Script, flags: list[
         train_mage([*flags, "--checkpointing_steps", "100", "--output_dir", tmp_path / folder])
 
     assert in_child(run, "stopped", True) == EXIT_INTERRUPTED
-    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-5"]
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
     assert in_child(run, "stopped", False) == 0
     assert in_child(run, "undisturbed", False) == 0
     assert_same_bits(tmp_path / "undisturbed", tmp_path / "stopped")

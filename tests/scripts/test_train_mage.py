@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
-from transformers_mage.data.token_cache import CachedTokens
+from transformers_mage.data.token_cache import CachedTokens, CacheMetadata
+from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.files import fingerprint
 from transformers_mage.training.pretraining import MageForPreTraining
 
 Script = Callable[[list[str]], None]
@@ -116,6 +118,30 @@ def test_an_interrupted_token_cache_continues(
     assert torch.equal(first.__getitems__(draws).input_ids, second.__getitems__(draws).input_ids)
     with pytest.raises(SystemExit, match=r"holds other tokens \(seed was 0 there and is 1 now\)"):
         cache_tokens([*flags, tmp_path / "again", "--seed", "1"])
+
+
+def test_a_damaged_shard_is_named_and_made_again(
+    cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    flags = ["--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--image_size", "8"]
+    flags += ["--rows_per_shard", "10", "--output_dir", tmp_path]
+    cache_tokens(flags)
+    shard = tmp_path / "train" / "shard-00001-of-00003"
+    before = CachedTokens(tmp_path / "train").__getitems__(list(range(24))).input_ids
+    (shard / "data-00000-of-00001.arrow").write_bytes(b"")
+    cache_tokens(flags)
+    assert "shard-00001-of-00003 data-00000-of-00001.arrow has 0 bytes instead of" in capsys.readouterr().out
+    assert torch.equal(CachedTokens(tmp_path / "train").__getitems__(list(range(24))).input_ids, before)
+
+
+def test_a_cache_has_one_tokenizer(
+    cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, mage_folder: Path, tmp_path: Path
+):
+    flags = ["--dataset_name", image_folder, "--image_size", "8", "--views", "1", "--output_dir", tmp_path]
+    cache_tokens([*flags, "--tokenizer_name_or_path", tokenizer_folder])
+    with pytest.raises(SystemExit, match=r"train holds tokens of another tokenizer"):
+        cache_tokens([*flags, "--tokenizer_name_or_path", mage_folder, "--train_split", "test"])
+    assert CacheMetadata.load(tmp_path / "train").tokenizer == fingerprint(load_tokenizer(tmp_path / "tokenizer"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

@@ -1,8 +1,11 @@
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from transformers_mage.training import run
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import create_accelerator
+from transformers_mage.training.tracking import bfloat16_slowdown
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +41,15 @@ def test_half_precision_that_would_not_happen_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         create_accelerator(recipe)
+
+
+@pytest.mark.parametrize(("slowdown", "is_said"), [(13.1, True), (0.4, False)])
+def test_slow_half_precision_is_said(slowdown: float, is_said: bool, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run, "bfloat16_slowdown", lambda device: slowdown)
+    recipe = {"output_dir": str(tmp_path), "report_to": "none"}
+    create_accelerator(TrainingArguments(mixed_precision="bf16", **recipe))
+    assert ("bfloat16 takes 13.1 times as long as float32" in caplog.text) == is_said
+
+
+def test_the_speed_of_bfloat16_is_measured():
+    assert bfloat16_slowdown(torch.device("cpu")) > 0

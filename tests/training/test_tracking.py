@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
 
 from transformers_mage import MageConfig, sample_masks
-from transformers_mage.training.tracking import Averages, loss_by_mask_ratio, training_flops
+from transformers_mage.training.tracking import Averages, MetricsFile, loss_by_mask_ratio, training_flops
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,20 @@ def test_the_loss_is_sorted_by_masking_ratio(ratio: float, bucket: str):
     assert metrics[f"loss_masked_{bucket}"] == (torch.tensor(3.0), 1.0)
     assert sum(weight for _, weight in metrics.values()) == 1
     assert len(metrics) == 5
+
+
+def test_metrics_after_a_checkpoint_and_lines_that_were_cut_are_dropped(tmp_path: Path):
+    """A crash may leave a line without its end, or with zeros in its place."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"st\n\0\0\0\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3}\n{"step": 2, "lo')
+    metrics = MetricsFile(file)
+    metrics.truncate(2)
+    metrics.append({"step": 4})
+    assert file.read_text().splitlines() == ['{"step": 1}', '{"step": 2, "loss": NaN}', '{"step": 4}']
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    metrics = MetricsFile(tmp_path)  # a folder takes no lines either
+    for step in range(3):
+        metrics.append({"step": step})
+    assert caplog.text.count("Metrics cannot be written") == 1

@@ -99,6 +99,8 @@ class PlainMage(MageForMaskedImageModeling):
     def __init__(self, config: MageConfig):
         super().__init__(config)
         self.head = PlainHead(config)
+        # The model's own skips layers.
+        self.mage.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False)
 
     def _predict(
         self,

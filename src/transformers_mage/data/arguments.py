@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..command_line import argument
+from ..command_line import argument, check_numbers
+from ..files import check_inside
 from .loading import Columns, DatasetSpec
 from .views import Crops
 
@@ -39,10 +40,15 @@ class DataArguments:
         """Raises `ValueError` for values that would not do."""
         if not self.has_data():
             raise ValueError("Say what to train on: `--dataset_name NAME_OR_FOLDER`.")
-        if not 0 < self.crop_scale_min <= 1:
-            raise ValueError(f"`--crop_scale_min` must lie in (0, 1], got {self.crop_scale_min}.")
-        if self.crop_ratio_max < 1:
-            raise ValueError(f"`--crop_ratio_max` must be at least 1, got {self.crop_ratio_max}.")
+        check_numbers(self, "crop_scale_min", more_than=0, at_most=1)
+        check_numbers(self, "crop_ratio_max max_train_samples", at_least=1)
+        check_numbers(self, "dataloader_num_workers", at_least=0)
+        check_numbers(self, "max_skipped_share", at_least=0, at_most=1)
+        # What numpy, Python and torch can all be seeded with.
+        check_numbers(self, "seed", at_least=0, less_than=2**32)
+        if not self.output_dir:
+            raise ValueError("`--output_dir` must name a folder, got an empty name.")
+        check_inside(self.output_dir, self.train_split, "--train_split")
 
     def has_data(self) -> bool:
         return bool(self.dataset_name)

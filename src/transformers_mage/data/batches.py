@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..processes import be_a_loading_process
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -106,6 +108,7 @@ class Loading:
             "pin_memory": self.pin_memory,
             "timeout": self.timeout if self.num_workers else 0,
             "generator": torch.Generator(),
+            "worker_init_fn": be_a_loading_process if self.num_workers else None,
         }
 
 

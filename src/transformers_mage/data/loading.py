@@ -1,14 +1,16 @@
 """Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.data_files import DataFilesDict, get_data_patterns
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -66,8 +68,9 @@ def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
     """
     try:
         dataset = _load_any(spec)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {error}') from error
+    except (OSError, ValueError, KeyError, TarError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {reason}') from error
     if spec.limit is None:
         return dataset
     return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))
@@ -121,19 +124,29 @@ def _only_column(usual: tuple[str, ...], names: list[str], features: Mapping[str
 def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
     name, split, streaming = spec.name, spec.split, spec.streaming
     folder = Path(name)
-    if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
-        dataset = load_from_disk(name)
-        if isinstance(dataset, dict) and split not in dataset:
-            raise ValueError(f"it has the splits {list(dataset)}")
-        dataset = dataset[split] if isinstance(dataset, dict) else dataset
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        dataset = _split_of(load_from_disk(name), split)
         return dataset.to_iterable_dataset(num_shards=min(len(dataset), 64)) if streaming else dataset
     for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
-        files = _files(name, suffix, split)
+        files = _files_by_split(name, suffix)
         if files:
-            return load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
+            _check_split(split, files)
+            return load_dataset(builder, data_files={split: files[split]}, split=split, streaming=streaming)
     if folder.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
     return _load_by_name(spec)
+
+
+def _split_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
+    """What was saved alone is one split: that which it was taken from, or "train"."""
+    splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or datasets.Split.TRAIN): dataset}
+    _check_split(split, splits)
+    return splits[split]
+
+
+def _check_split(split: str, splits: Iterable[str]):
+    if split not in splits:
+        raise ValueError(f"it has the splits {list(splits)}")
 
 
 def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
@@ -146,9 +159,15 @@ def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
         raise
 
 
-def _files(name: str, suffix: str, split: str) -> list[str]:
-    """The files that a folder or a pattern names, those of the split if any has its name in it."""
+def _files_by_split(name: str, suffix: str) -> dict[str, list[str]]:
+    """
+    The files of each split in a folder, told apart by their names and folders as `datasets` does it; where names tell
+    nothing, and for a pattern or an address, all of them are "train".
+    """
     if not Path(name).is_dir():
-        return [name] if name.endswith(suffix) else []
-    files = [str(path) for path in sorted(Path(name).rglob(f"*{suffix}"))]
-    return [file for file in files if split in file.removeprefix(name)] or files
+        return {"train": [name]} if name.endswith(suffix) else {}
+    everything = [str(path) for path in sorted(Path(name).rglob(f"*{suffix}"))]
+    if not everything:
+        return {}
+    by_split = DataFilesDict.from_patterns(get_data_patterns(name), base_path=name).filter(extensions=[suffix])
+    return {split: list(files) for split, files in by_split.items() if files} or {"train": everything}

@@ -8,8 +8,12 @@ them the current window starts, and how many of its examples were given. Nothing
 when a run is resumed, and the lanes' positions together say what is left to read, for any other number of lanes.
 """
 
+import contextlib
 import logging
+import lzma
+import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Units a data set is cut into at most: a checkpoint holds those that are left.
 MAX_UNITS = 1024
+# What reading a cut archive raises. A broken connection may look the same, so it is read again a few times.
+CUT = (tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError)
+PATIENCE_WITH_CUTS = 2
 # An example, with numbers that no other example has.
 Example = tuple[tuple[int, ...], dict[str, Any]]
 
@@ -182,21 +189,40 @@ class Lane:
         while True:
             try:
                 if windows is None:
-                    unit = self.dataset.shard(num_shards=self.num_units, index=reading.unit)
-                    if reading.start is not None:
-                        unit.load_state_dict(reading.start)
+                    unit = self._open(reading)
                     windows = unit.iter(batch_size=self.window_size)
                 window = next(windows, None)
                 after = unit.state_dict()
             # Every protocol and file format has its own errors.
             except Exception as error:
                 attempt, windows = attempt + 1, None
-                self.retries.pause(attempt, f"Shard {reading.unit} of {self.num_units}", error)
+                name = f"Shard {reading.unit} of {self.num_units}"
+                if attempt > PATIENCE_WITH_CUTS and isinstance(error, CUT):
+                    yield self._remainder(reading, name, error), reading.start or {}
+                    return
+                self.retries.pause(attempt, name, error)
                 continue
             if window is None:
                 return
             attempt = 0
             yield window, after
+
+    def _open(self, reading: Reading) -> IterableDataset:
+        """A unit, where its current window starts."""
+        unit = self.dataset.shard(num_shards=self.num_units, index=reading.unit)
+        if reading.start is not None:
+            unit.load_state_dict(reading.start)
+        return unit
+
+    def _remainder(self, reading: Reading, name: str, error: Exception) -> dict[str, list]:
+        """The last window of an archive that was cut: its whole examples, and one that stands for the broken one."""
+        examples = []
+        with contextlib.suppress(*CUT):
+            for example in self._open(reading).iter(batch_size=1):
+                examples.append(example)
+        logger.warning("%s is cut (%s): the %d whole examples before are read.", name, error, len(examples))
+        names = self.dataset.column_names or []
+        return {column: [*(example[column][0] for example in examples), None] for column in names}
 
 
 class StreamedBatches(torch.utils.data.IterableDataset):
@@ -286,10 +312,21 @@ class StreamedSource:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lanes": self.states, "next": self.next_lane}
+        return {"lanes": list(self.states), "next": self.next_lane, "num_units": self.num_units}
 
     def load_state_dicts(self, states: list[dict[str, Any]]):
+        """
+        Raises:
+            DataError: if the data set had another number of shards then, so that positions mean something else.
+        """
         lanes = [lane for state in states for lane in state["lanes"]]
+        units = [reading.unit + 1 for lane in lanes for reading in lane.queue]
+        then = states[0].get("num_units") or max([self.num_units, *units])
+        if then != self.num_units:
+            raise DataError(
+                f"The data set had at least {then} shards when the checkpoint was written and has {self.num_units} "
+                "now. Resume with the same shards, or train anew."
+            )
         same = len(lanes) == self.num_lanes
         dealt = deal_again(lanes, self.num_lanes, self.num_units, self.loading.seed)
         self.states = dealt[self.first_lane : self.first_lane + self.lanes_here]

@@ -16,7 +16,16 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_from_disk
 from diffusers import VQModel
 
-from ..files import FolderError, check_same, fingerprint, read_json, write_json, written_aside
+from ..files import (
+    FolderError,
+    check_same,
+    damaged_files,
+    describe_files,
+    fingerprint,
+    read_json,
+    write_json,
+    written_aside,
+)
 from .batches import Batch, DataError, stack_views
 from .images import BrokenImageError
 from .indexed import BatchedDataset, drawn_views
@@ -24,6 +33,7 @@ from .loading import Columns
 from .views import Crops, ImageViews
 
 METADATA = "tokens.json"
+FILES = "files.json"
 
 Tokenize = Callable[[torch.Tensor], torch.Tensor]
 
@@ -91,8 +101,46 @@ def shard_folder(folder: Path, index: int, num_shards: int) -> Path:
     return folder / f"shard-{index:05d}-of-{num_shards:05d}"
 
 
-def missing_shards(folder: Path, num_shards: int) -> list[int]:
-    return [index for index in range(num_shards) if not shard_folder(folder, index, num_shards).exists()]
+def damaged_shards(folder: Path, num_shards: int, *, read: bool) -> dict[int, str]:
+    """
+    What is wrong with the shards of a split, by their numbers.
+
+    Args:
+        read (`bool`): compare hashes too, for which all shards are read.
+    """
+    damage = {}
+    for index in range(num_shards):
+        wrong = _damage(shard_folder(folder, index, num_shards), read)
+        if wrong:
+            damage[index] = wrong
+    return damage
+
+
+def _damage(shard: Path, read: bool) -> str:
+    if not shard.is_dir():
+        return "is missing"
+    if not (shard / FILES).exists():
+        return _damage_of_unlisted(shard)
+    try:
+        wrong = damaged_files(shard, read_json(shard / FILES), read=read)
+    except FolderError as error:
+        return f"cannot be read: {error}"
+    return "; ".join(f"{name} {what}" for name, what in wrong.items())
+
+
+def _damage_of_unlisted(shard: Path) -> str:
+    """Of a shard that is older than its list of files."""
+    try:
+        load_from_disk(shard)
+    # What reads Arrow files has many errors.
+    except Exception as error:
+        return f"cannot be read: {error}"
+    return ""
+
+
+def _load_shard(shard: Path) -> Dataset | None:
+    """A shard's rows, if it has any: `datasets` writes no file for none, and cannot read that."""
+    return load_from_disk(shard) if any(shard.glob("*.arrow")) else None
 
 
 def encode_shard(
@@ -168,6 +216,7 @@ def save_shard(shard: Dataset, folder: Path):
     """Writes a shard aside and puts it in its place when it is whole."""
     with written_aside(folder) as aside:
         shard.save_to_disk(aside)
+        write_json(aside / FILES, describe_files(aside))
 
 
 class CachedTokens(BatchedDataset):
@@ -186,11 +235,13 @@ class CachedTokens(BatchedDataset):
         self.folder = folder
         self.metadata = CacheMetadata.load(folder)
         num_shards, num_views = self.metadata.num_shards, self.metadata.transform["num_views"]
-        missing = missing_shards(folder, num_shards)
-        if missing:
+        damage = damaged_shards(folder, num_shards, read=False)
+        if damage:
+            index, what = next(iter(damage.items()))
             raise FolderError(
-                f"{folder} has only {num_shards - len(missing)} of {num_shards} shards: run scripts/cache_tokens.py "
-                "again, it continues where it was stopped."
+                f"{len(damage)} of {num_shards} shards of {folder} are missing or damaged, the first being "
+                f"{shard_folder(folder, index, num_shards).name}: it {what}. Run scripts/cache_tokens.py again, which "
+                "makes them."
             )
         if views_per_image > num_views:
             raise FolderError(
@@ -198,8 +249,11 @@ class CachedTokens(BatchedDataset):
                 f"it again with `--views {views_per_image}` or more."
             )
         self.views_per_image = views_per_image
-        shards = [load_from_disk(shard_folder(folder, index, num_shards)) for index in range(num_shards)]
-        self._map_memory(concatenate_datasets([shard for shard in shards if len(shard)]), num_views)
+        shards = [_load_shard(shard_folder(folder, index, num_shards)) for index in range(num_shards)]
+        filled = [shard for shard in shards if shard is not None]
+        if not filled:
+            raise FolderError(f"{folder} holds no tokens: every image was broken.")
+        self._map_memory(concatenate_datasets(filled), num_views)
 
     def _map_memory(self, dataset: Dataset, num_views: int):
         """Keeps views into the memory-mapped files: a row is then read without a copy of what is around it."""

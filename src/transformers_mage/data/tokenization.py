@@ -1,5 +1,6 @@
 """From images to tokens: loading a tokenizer, and encoding batches and whole data sets with it."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -144,6 +145,26 @@ def _reconstruct(tokenizer: VQModel, pixels: torch.Tensor, range_: tuple[float, 
 
 def _psnr(reconstruction: torch.Tensor, pixels: torch.Tensor) -> float:
     return -10 * (reconstruction - pixels).square().mean().clamp(min=1e-10).log10().item()
+
+
+def tokenizer_values() -> dict[str, Any]:
+    """What a `VQModel` can be made of, with the defaults."""
+    parameters = inspect.signature(VQModel.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def build_tokenizer(values: dict[str, Any]) -> VQModel:
+    """
+    A new tokenizer.
+
+    Raises:
+        ValueError: for values that make none.
+    """
+    try:
+        return VQModel(**values)
+    # Each of diffusers' layers has its own way to refuse.
+    except Exception as error:
+        raise ValueError(f"The recipe's `vq_config` makes no tokenizer: {type(error).__name__}: {error}") from error
 
 
 def image_size(config: MageConfig) -> tuple[int, int]:

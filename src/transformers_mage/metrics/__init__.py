@@ -1,7 +1,8 @@
 """Metrics as `evaluate.Metric` classes: classification, generation and reconstruction.
 
-They work offline, keep sums instead of samples, and give over several processes what one process gives. They need the
-extra `evaluation`; the Inception network needs the extra `inception` besides.
+They work offline, keep sums instead of samples, and give over several processes what one process gives. Anybody may
+use them: they know how data is loaded, and nothing of training. They need the extra `evaluation`; the Inception
+network needs `inception` too, and [`Evaluator`], which reads whole sources, `training`.
 
 ```python
 accuracy = Accuracy()
@@ -18,6 +19,8 @@ fid.compute()  # {"fid": ...}
 ```
 """
 
+from ..lazy import lazy_front
+
 try:
     import evaluate  # noqa: F401
 except ImportError as error:
@@ -25,45 +28,28 @@ except ImportError as error:
         f"transformers_mage.metrics needs `evaluate`: `pip install transformers-mage[evaluation]` ({error})."
     ) from error
 
-from .accuracy import Accuracy, MeanPerClassAccuracy, Top5Accuracy
-from .feature_networks import (
-    FeatureBatch,
-    FeatureNetwork,
-    InceptionFeatures,
-    TransformersFeatures,
-    load_feature_network,
+__getattr__, __all__ = lazy_front(
+    __name__,
+    {
+        "accuracy": ["Accuracy", "MeanPerClassAccuracy", "Top5Accuracy"],
+        "evaluation": ["METRICS", "Evaluator", "SavedStatistics", "Side", "compute", "possible_metrics"],
+        "feature_networks": [
+            "FeatureBatch",
+            "FeatureNetwork",
+            "InceptionFeatures",
+            "TransformersFeatures",
+            "load_feature_network",
+        ],
+        "generation": ["FrechetInceptionDistance", "InceptionScore", "KernelInceptionDistance", "PrecisionRecall"],
+        "images": ["ImageCollection"],
+        "reconstruction": [
+            "CodeUsage",
+            "PeakSignalNoiseRatio",
+            "PerceptualDifference",
+            "StructuralSimilarity",
+            "TokenizerScores",
+        ],
+        "statistics": ["is_statistics_file", "load_statistics", "save_statistics"],
+        "streaming_metric": ["StreamingMetric"],
+    },
 )
-from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
-from .reconstruction import (
-    CodeUsage,
-    PeakSignalNoiseRatio,
-    PerceptualDifference,
-    StructuralSimilarity,
-    TokenizerScores,
-)
-from .statistics import is_statistics_file, load_statistics, save_statistics
-from .streaming_metric import StreamingMetric
-
-__all__ = [
-    "Accuracy",
-    "CodeUsage",
-    "FeatureBatch",
-    "FeatureNetwork",
-    "FrechetInceptionDistance",
-    "InceptionFeatures",
-    "InceptionScore",
-    "KernelInceptionDistance",
-    "MeanPerClassAccuracy",
-    "PeakSignalNoiseRatio",
-    "PerceptualDifference",
-    "PrecisionRecall",
-    "StreamingMetric",
-    "StructuralSimilarity",
-    "TokenizerScores",
-    "Top5Accuracy",
-    "TransformersFeatures",
-    "is_statistics_file",
-    "load_feature_network",
-    "load_statistics",
-    "save_statistics",
-]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .feature_networks import FeatureNetwork
 from .generation import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance, PrecisionRecall
-from .images import ImageSource
+from .images import ImageCollection
 from .reconstruction import TokenizerScores
 from .statistics import load_statistics, save_statistics
 from .streaming_metric import StreamingMetric
@@ -55,7 +55,7 @@ class SavedStatistics:
         return cls(path, frozenset(states))
 
 
-Side = ImageSource | SavedStatistics | None
+Side = ImageCollection | SavedStatistics | None
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Evaluator:
         network = None
         for side, (name, source) in sides.items():
             takers = [metric for metric in metrics.values() if side in metric.features]
-            if takers and isinstance(source, ImageSource):
+            if takers and isinstance(source, ImageCollection):
                 network = network or FeatureNetwork(self.network())
                 self.read(source, name, partial(_add_images, network, takers, side))
             elif takers and source is not None:
@@ -103,7 +103,7 @@ class Evaluator:
                     metric.load_statistics(source.path, side)
         return metrics
 
-    def read(self, source: ImageSource, name: str, add: Callable[[Tensor], None]):
+    def read(self, source: ImageCollection, name: str, add: Callable[[Tensor], None]):
         """Gives this process's share of the images to `add`; notes how many all processes saw and had to skip."""
         state, seen, skipped = self.state, 0, 0
         batches = source.batches(self.batch_size, self.num_workers, state.process_index, state.num_processes)
@@ -122,7 +122,7 @@ class Evaluator:
         self.inputs[name] = {"path": source.path, "count": seen, "skipped": skipped}
 
     def score_tokenizer(
-        self, tokenizer: VQModel, references: ImageSource, pixel_range: tuple[float, float] | None = None
+        self, tokenizer: VQModel, references: ImageCollection, pixel_range: tuple[float, float] | None = None
     ) -> dict[str, float]:
         """Scores of what a tokenizer makes of the references; see [`TokenizerScores`]."""
         scores = TokenizerScores(tokenizer, self.network(), pixel_range, **self.metric_options)
@@ -144,7 +144,9 @@ def possible_metrics(samples: Side, references: Side, has_classes: bool) -> list
     possible = []
     for name, metric_class in METRICS.items():
         given = [sides[side] for side in metric_class.inputs]
-        is_given = all(isinstance(side, ImageSource) or (side is not None and name in side.metrics) for side in given)
+        is_given = all(
+            isinstance(side, ImageCollection) or (side is not None and name in side.metrics) for side in given
+        )
         if is_given and (has_classes or metric_class is not InceptionScore):
             possible.append(name)
     if not possible:

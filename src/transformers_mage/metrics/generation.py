@@ -32,7 +32,7 @@ class _GenerationMetric(StreamingMetric):
     inputs: ClassVar[Features] = Features({"predictions": _IMAGES, "references": _IMAGES})
 
     def __init__(self, feature_network: Any = "inception", **kwargs: Any):
-        self.network = FeatureNetwork(feature_network)
+        self.feature_network = FeatureNetwork(feature_network)
         self._fixed: dict[str, Statistics] = {}
         super().__init__(**kwargs)
 
@@ -49,7 +49,7 @@ class _GenerationMetric(StreamingMetric):
                 continue
             if side in self._fixed:
                 raise ValueError(f"The `{side}` of {self.name} were loaded from a file; it takes no more of them.")
-            self.update_side(side, self.network(inputs))
+            self.update_side(side, self.feature_network(inputs))
 
     def update_side(self, side: str, batch: FeatureBatch) -> None:
         """Add a batch to one side's statistics."""

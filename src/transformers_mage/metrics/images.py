@@ -2,7 +2,6 @@
 
 import tarfile
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..data.images import BrokenImageError, open_image, to_array
+
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-class ImageSource(Dataset):
+class ImageCollection(Dataset):
     """The images of `path`, decoded one by one: item i is uint8 `(C, H, W)`, or `None` where it does not decode.
 
     Args:
         path (`str` or `Path`): a folder of image files, at any depth; a folder of webdataset shards (`*.tar`); an
-            `.npz` with an array of uint8 `(N, H, W, C)`, which is read whole; a dataset saved with `save_to_disk`; or
-            anything else that `datasets.load_dataset` loads.
+            `.npz` with an array of uint8 `(N, H, W, C)`, which is read at once; a dataset saved with `save_to_disk`;
+            or anything else that `datasets.load_dataset` loads.
         split (`str`, *optional*): the split of a dataset with several.
         image_column (`str`, *optional*): the column with images; by default the only one of that type.
         resolution (`int`, *optional*): resize the shorter side to this (bicubic) and crop the centre.
-        mode (`str`, *optional*, defaults to `"RGB"`): Pillow's mode to convert to, `"RGB"` or `"L"`.
+        channels (`int`, *optional*, defaults to 3): 3 for RGB, or 1 for grey.
 
     Raises:
         FileNotFoundError, ValueError: when there are no images; the message says what was looked for.
@@ -38,10 +39,10 @@ class ImageSource(Dataset):
         split: str | None = None,
         image_column: str | None = None,
         resolution: int | None = None,
-        mode: str = "RGB",
+        channels: int = 3,
     ):
-        self.path, self.resolution, self.mode = str(path), resolution, mode
-        self.length, self._open = _reader(Path(path), split, image_column)
+        self.path, self.resolution, self.channels = str(path), resolution, channels
+        self.length, self._read = _reader(Path(path), split, image_column)
         if not self.length:
             raise ValueError(
                 f"{path} holds no images (file names ending in {', '.join(sorted(EXTENSIONS))}, or rows)."
@@ -52,13 +53,12 @@ class ImageSource(Dataset):
 
     def __getitem__(self, index: int) -> Tensor | None:
         try:
-            image = self._open(index).convert(self.mode)
-        except (OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError):  # what Pillow's readers raise
+            image = open_image(self._read(index), self.channels)
+        except (BrokenImageError, OSError):
             return None
         if self.resolution is not None:
             image = ImageOps.fit(image, (self.resolution, self.resolution), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        return torch.from_numpy(to_array(image).copy())
 
     def batches(
         self, batch_size: int, num_workers: int = 0, process_index: int = 0, num_processes: int = 1
@@ -80,18 +80,18 @@ class ImageSource(Dataset):
         return torch.stack(decoded) if decoded else None, len(images) - len(decoded)
 
 
-def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[int, Callable[[int], Image.Image]]:
-    """The number of images, and what opens one of them."""
+def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[int, Callable[[int], Any]]:
+    """The number of images, and what reads one of them for [`open_image`]."""
     if path.suffix == ".npz" and path.is_file():
         array = _npz_images(path)
         return len(array), lambda index: Image.fromarray(array[index])
     if path.is_dir() and any(path.glob("*.tar")):
         members = list(_tar_members(path))
-        return len(members), lambda index: _open_member(*members[index])
+        return len(members), lambda index: _read_member(*members[index])
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
         if files or not any(path.iterdir()):
-            return len(files), lambda index: Image.open(files[index])
+            return len(files), lambda index: {"path": str(files[index])}
     rows = _load_rows(path, split)
     column = image_column or _image_column(rows, path)
     if column not in rows.column_names:
@@ -99,7 +99,7 @@ def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[in
     if not isinstance(rows.features[column], datasets.Image):
         raise ValueError(f'The column "{column}" of {path} holds {rows.features[column]}, not images.')
     rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    return len(rows), lambda index: _open_row(rows[index][column])
+    return len(rows), lambda index: rows[index][column]
 
 
 def _npz_images(path: Path) -> np.ndarray:
@@ -123,10 +123,10 @@ def _tar_members(folder: Path) -> Iterator[tuple[Path, int, int]]:
             raise ValueError(f"{shard} is not an uncompressed tar file: {error}") from error
 
 
-def _open_member(shard: Path, offset: int, size: int) -> Image.Image:
-    with open(shard, "rb") as file:
+def _read_member(shard: Path, offset: int, size: int) -> dict[str, bytes]:
+    with shard.open("rb") as file:
         file.seek(offset)
-        return Image.open(BytesIO(file.read(size)))
+        return {"bytes": file.read(size)}
 
 
 def _load_rows(path: Path, split: str | None) -> datasets.Dataset:
@@ -150,7 +150,3 @@ def _image_column(rows: datasets.Dataset, path: Path) -> str:
         found = f"the image columns {columns}" if columns else f"no image column among {rows.column_names}"
         raise ValueError(f"{path} has {found}; choose one with `image_column`.")
     return columns[0]
-
-
-def _open_row(value: dict[str, Any]) -> Image.Image:
-    return Image.open(BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])

@@ -177,7 +177,7 @@ class TokenizerScores:
 
     def features(self, images: Tensor) -> dict[str, FeatureBatch]:
         """What each feature network makes of images `(N, C, H, W)`, uint8 or floats in [0, 1]."""
-        return {name: fid.network(_unit_range(images)) for name, fid in self.fids.items()}
+        return {name: fid.feature_network(_unit_range(images)) for name, fid in self.fids.items()}
 
     def add_batch(self, images: Tensor, features: Mapping[str, FeatureBatch] | None = None) -> None:
         """Add originals.
@@ -215,6 +215,7 @@ class TokenizerScores:
         usage = self.usage.compute()
         if usage is None:
             return None
-        scores = {name: value for result in paired for name, value in result.items()}
-        scores |= {f"rfid ({name})" if name else "rfid": result["fid"] for name, result in distances.items()}
-        return scores | usage
+        scores = {name: value for result in [*paired, usage] for name, value in (result or {}).items()}
+        for name, result in distances.items():
+            scores[f"rfid ({name})" if name else "rfid"] = (result or {})["fid"]
+        return scores

@@ -6,43 +6,30 @@ For the scripts that learn from labels or write features, and for whoever does s
 data and the metrics.
 """
 
-from .arguments import ClassificationArguments
-from .classifiers import load_classifier, load_encoder, probe_as_classifier, save_classifier
-from .extraction import Feature, FeatureExtractor, extract_features
-from .feature_store import FeatureStore
-from .probing import (
-    FrozenFeatures,
-    LinearProbe,
-    ProbeHead,
-    ProbeHeads,
-    fit_best_probe,
-    fit_linear_probe,
-    nearest_neighbour_scores,
-)
-from .results import Result, save_results, table
-from .scoring import ClassificationScores, evaluate, score
+from ..lazy import lazy_front
 
-__all__ = [
-    "ClassificationArguments",
-    "ClassificationScores",
-    "Feature",
-    "FeatureExtractor",
-    "FeatureStore",
-    "FrozenFeatures",
-    "LinearProbe",
-    "ProbeHead",
-    "ProbeHeads",
-    "Result",
-    "evaluate",
-    "extract_features",
-    "fit_best_probe",
-    "fit_linear_probe",
-    "load_classifier",
-    "load_encoder",
-    "nearest_neighbour_scores",
-    "probe_as_classifier",
-    "save_classifier",
-    "save_results",
-    "score",
-    "table",
-]
+__getattr__, __all__ = lazy_front(
+    __name__,
+    {
+        "arguments": ["ClassificationArguments"],
+        "classifiers": ["load_classifier", "load_encoder", "probe_as_classifier", "save_classifier"],
+        "extraction": ["ExtractionReport", "Feature", "FeatureExtractor", "extract_features"],
+        "feature_store": ["FeatureStore"],
+        "finetuning": ["BestClassifier", "ClassifierInputs", "layer_decay_groups"],
+        "lars": ["LARS"],
+        "mixing": ["Mixup"],
+        "probing": [
+            "FrozenFeatures",
+            "LinearProbe",
+            "ProbeHead",
+            "ProbeHeads",
+            "fit_best_probe",
+            "fit_linear_probe",
+            "nearest_neighbour_scores",
+        ],
+        "publishing": ["publish_classifier"],
+        "rand_augment": ["RandAugment"],
+        "results": ["Result", "save_results", "table"],
+        "scoring": ["ClassificationScores", "evaluate", "evaluation_loader", "score"],
+    },
+)

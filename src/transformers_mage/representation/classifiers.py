@@ -12,7 +12,8 @@ from ..configuration_mage import MageConfig
 from ..data.images import evaluation_processor, open_image
 from ..data.labelled_images import LabelledImages
 from ..files import FolderError
-from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel
+from ..hub_folders import model_folder
+from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel, check_weights
 from .extraction import Feature
 from .probing import ProbeHead
 
@@ -22,7 +23,7 @@ def load_encoder(name_or_path: str) -> MageModel:
     The encoder of any MAGE folder, with its tokenizer, for images.
 
     Raises:
-        FolderError: where there is none, or not all of it.
+        FolderError: where there is none, or not all of it, or its weights are not finite.
     """
     return _load(MageModel, name_or_path)[0].requires_grad_(False).eval()
 
@@ -48,9 +49,10 @@ def load_classifier(name_or_path: str, class_names: Sequence[str], **values: Any
 def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: Any) -> tuple[Any, list[str]]:
     """A model with its tokenizer, and the names of its new parameters, which may be a classifier's only."""
     try:
-        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+        model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
+        check_weights(model)
     except (OSError, ValueError, RuntimeError) as error:
-        raise FolderError(f"There is no MAGE model in {name_or_path}: {error}") from error
+        raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error
     wrong = [entry for entry in info["mismatched_keys"] if not entry[0].startswith("classifier.")]
     if wrong:
         name, there, here = wrong[0]
@@ -58,10 +60,6 @@ def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: 
             f"The weights in {name_or_path} have another size than the configuration says: {name} is {tuple(there)} "
             f"in the file and {tuple(here)} in the model ({len(wrong)} such)."
         )
-    encoder = "mage." if isinstance(model, MageForImageClassification) else ""
-    lost = [name for name in info["missing_keys"] if name.startswith(encoder)]
-    if lost:
-        raise FolderError(f"{name_or_path} has no weights for {len(lost)} of the encoder's parameters, as {lost[0]}.")
     if model.base_model.vqvae is None:
         raise FolderError(f"{name_or_path} has no tokenizer, so it takes no images. Convert it together with one.")
     return model, [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]

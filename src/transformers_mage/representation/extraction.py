@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from ..data.batches import Loading
 from ..data.labelled_images import EvaluationImages
 from ..data.labels import IGNORED_LABEL
+from ..files import locked
 from ..modeling_mage import MageModel
 from .feature_store import FeatureStore
 
@@ -127,20 +129,37 @@ def extract_features(
         dtype (`torch.dtype`): of the features in the store.
 
     Raises:
-        FolderError: if the store holds other features.
+        FolderError: if the store holds other features, or another run is at it.
         ValueError: for features that are not finite.
     """
-    store.open(accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    todo = store.missing()[accelerator.process_index :: accelerator.num_processes]
-    accelerator.wait_for_everyone()
-    batches = [_split(store.rows(shard), loading.batch_size) for shard in todo]
+    start = time.perf_counter()
+    # One run at a time makes a split; others of the folder may be made meanwhile.
+    with locked(store.folder / f".{store.split}") if accelerator.is_main_process else nullcontext():
+        store.open(accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        todo = store.missing()[accelerator.process_index :: accelerator.num_processes]
+        accelerator.wait_for_everyone()
+        counts = _compute_shards(extractor, images, store, todo, accelerator, loading, dtype)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
+    return ExtractionReport(int(counts[0]), int(counts[1]), time.perf_counter() - start)
+
+
+def _compute_shards(
+    extractor: FeatureExtractor,
+    images: EvaluationImages,
+    store: FeatureStore,
+    shards: list[int],
+    accelerator: Accelerator,
+    loading: Loading,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """How many images there were, and how many of them were broken."""
+    batches = [_split(store.rows(shard), loading.batch_size) for shard in shards]
     loader = iter(DataLoader(images, batch_sampler=list(chain.from_iterable(batches)), **loading.options()))
-    counts, start = torch.zeros(2), time.perf_counter()
-    num_images = sum(len(store.rows(shard)) for shard in todo)
-    is_hidden = not todo or not accelerator.is_local_main_process
+    counts, num_images = torch.zeros(2), sum(len(store.rows(shard)) for shard in shards)
+    is_hidden = not shards or not accelerator.is_local_main_process
     with tqdm(total=num_images, desc=f"Features of {store.split}", leave=False, disable=is_hidden) as progress_bar:
-        for shard, its_batches in zip(todo, batches, strict=True):
+        for shard, its_batches in zip(shards, batches, strict=True):
             columns = _compute(extractor, islice(loader, len(its_batches)), accelerator, dtype, progress_bar)
             columns["index"] = torch.tensor(store.rows(shard))
             is_decoded = columns["label"] != IGNORED_LABEL
@@ -148,8 +167,7 @@ def extract_features(
                 del columns["label"]
             store.save(shard, {name: values[is_decoded] for name, values in columns.items()})
             counts += torch.tensor([len(is_decoded), (~is_decoded).sum()])
-    counts = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
-    return ExtractionReport(int(counts[0]), int(counts[1]), time.perf_counter() - start)
+    return counts
 
 
 def _split(rows: range, size: int) -> list[list[int]]:

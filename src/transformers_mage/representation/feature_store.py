@@ -9,7 +9,7 @@ import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 from safetensors.torch import load_file, save_file
 
-from ..files import FolderError, check_note, write_json, written_aside
+from ..files import FolderError, check_inside, check_note, write_json, written_aside
 
 FORMATS = ("parquet", "safetensors")
 
@@ -40,8 +40,7 @@ class FeatureStore:
     class_names: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if Path(self.split).name != self.split:
-            raise ValueError(f'The split "{self.split}" cannot name files in {self.folder}.')
+        check_inside(self.folder, self.split, "split")
 
     @property
     def num_shards(self) -> int:

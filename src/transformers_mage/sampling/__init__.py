@@ -5,23 +5,14 @@ For whoever makes more images than fit in memory, as scripts/generate.py does. I
 data sets, training or metrics.
 """
 
-from .folder import MANIFEST, check_folder, samples_path, write_manifest
-from .plan import ClassPlan, batches_of, generator_of
-from .sampler import Sampler
-from .writers import FORMATS, ImageFolderWriter, NpzWriter, SampleWriter, TarWriter
+from ..lazy import lazy_front
 
-__all__ = [
-    "FORMATS",
-    "MANIFEST",
-    "ClassPlan",
-    "ImageFolderWriter",
-    "NpzWriter",
-    "SampleWriter",
-    "Sampler",
-    "TarWriter",
-    "batches_of",
-    "check_folder",
-    "generator_of",
-    "samples_path",
-    "write_manifest",
-]
+__getattr__, __all__ = lazy_front(
+    __name__,
+    {
+        "folder": ["MANIFEST", "check_folder", "samples_path", "write_manifest"],
+        "plan": ["ClassPlan", "batches_of", "generator_of"],
+        "sampler": ["Sampler"],
+        "writers": ["FORMATS", "ImageFolderWriter", "NpzWriter", "SampleWriter", "TarWriter"],
+    },
+)

@@ -18,6 +18,7 @@ __getattr__, __all__ = lazy_front(
         "optimization": ["create_optimizer", "create_scheduler"],
         "pretraining": ["MageForPreTraining", "build_model", "save_model"],
         "run": ["TrainingRun", "create_accelerator"],
+        "stopping": ["InterruptedRunError", "NonFiniteLossError"],
         "validation": ["evaluate"],
     },
 )

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
-from ..command_line import argument
+from ..command_line import argument, check_numbers
 from ..data.arguments import DataArguments
 from ..data.batches import Loading, Share
 from ..hub.publishing import HUB_STRATEGIES, Publication
@@ -64,10 +65,31 @@ class TrainingArguments(DataArguments):
 
     def check(self):
         super().check()
-        batches = ("train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "shuffle_window")
-        for name in (*batches, "logging_steps", "checkpoints_total_limit"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`--{name}` must be more than 0, got {getattr(self, name)}.")
+        batches = "train_batch_size gradient_accumulation_steps total_batch_size shuffle_window"
+        check_numbers(self, f"{batches} max_train_steps num_train_samples", at_least=1)
+        check_numbers(self, "logging_steps checkpoints_total_limit", at_least=1)
+        check_numbers(self, "num_train_epochs learning_rate base_learning_rate", more_than=0)
+        check_numbers(self, "min_learning_rate warmup_epochs warmup_steps weight_decay max_grad_norm", at_least=0)
+        check_numbers(self, "checkpointing_steps data_retries dataloader_timeout in_memory_limit", at_least=0)
+        check_numbers(self, "adam_beta1 adam_beta2", at_least=0, less_than=1)
+        check_numbers(self, "ema_decay", at_least=0, at_most=1)
+        if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"`--min_learning_rate` must be at most `--learning_rate` {self.learning_rate:g}, got "
+                f"{self.min_learning_rate:g}."
+            )
+        self._check_trackers()
+
+    def _check_trackers(self):
+        if self.report_to in ("none", "all"):
+            return
+        there = [str(tracker) for tracker in get_available_trackers()]
+        for name in self.report_to.split(","):
+            if name not in there:
+                raise ValueError(
+                    f'`--report_to` takes "none", "all", or trackers that are installed, here {", ".join(there)}; '
+                    f"got {name!r}."
+                )
 
     @property
     def publication(self) -> Publication:

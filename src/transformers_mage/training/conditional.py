@@ -13,6 +13,7 @@ from torch import nn
 from ..configuration_mage import MageConfig
 from ..data.batches import DataError
 from ..files import FolderError
+from ..hub_folders import model_folder
 from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
 
 NEW_PARAMETERS = "mage.embeddings.class_embeddings.weight"
@@ -58,13 +59,12 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
         FolderError: where there is no such model or the values make another model of it.
     """
     try:
-        saved = MageConfig.from_pretrained(name_or_path)
+        folder = model_folder(name_or_path)
+        saved = MageConfig.from_pretrained(folder)
         names = {"id2label": None, "label2id": None} if "num_classes" in values else {}
         config = MageConfig(**saved.to_dict() | names | values)
         image_size, config.image_size = config.image_size, saved.image_size
-        model, loading = MageForMaskedImageModeling.from_pretrained(
-            name_or_path, config=config, output_loading_info=True
-        )
+        model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
     except (OSError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     missing = set(loading["missing_keys"]) - {NEW_PARAMETERS}

@@ -1,9 +1,12 @@
-"""Optimiser, learning rate and number of steps of the paper's pre-training recipe (appendix A)."""
+"""Optimiser, learning rate, number of steps and averages of the paper's pre-training recipe (appendix A)."""
 
 import math
+from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .arguments import TrainingArguments
@@ -67,3 +70,26 @@ def updates_of_epochs(arguments: TrainingArguments, epochs: float, num_samples: 
             "`--max_train_steps N --warmup_steps N`."
         )
     return math.ceil(epochs * num_samples / batch_size)
+
+
+class MovingAverage(EMAModel):
+    """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
+
+    shadow_params: list[torch.Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self.shadow_params]
+        return super().state_dict() | {"shadow_params": whole}
+
+    def load_state_dict(self, state_dict: dict[str, Any]):
+        sharded = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [_like(new, old) for new, old in zip(self.shadow_params, sharded, strict=True)]
+
+
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`tensor` where `other` is, and sharded as it is."""
+    tensor = tensor.to(other.device)
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements)

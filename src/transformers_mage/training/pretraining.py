@@ -1,6 +1,8 @@
 """The model that is pre-trained: made from a recipe, fed with tokens, written as a folder for users."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -106,6 +108,13 @@ def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
     return output.masked_logits.argmax(dim=-1).eq(output.masked_labels).float().mean()
 
 
+def model_values() -> dict[str, Any]:
+    """The fields of [`MageConfig`] that a recipe can set, with their defaults."""
+    own = MageConfig.__annotations__
+    own_values = {f.name: f.default for f in dataclasses.fields(MageConfig) if f.name in own}
+    return {**own_values, "attn_implementation": None}
+
+
 def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     """
     A model with new weights and without its tokenizer, though its configuration knows it.
@@ -124,7 +133,7 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     }
     try:
         model = MageForMaskedImageModeling(MageConfig(**{**decided, **values}))
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise ValueError(f"The recipe's `model` makes no model: {error.__cause__ or error}") from error
     model.mage.vqvae = None
     return model

@@ -1,10 +1,8 @@
 """What every training run does around its steps: topology, progress, logging, checkpoints, stopping."""
 
 import contextlib
-import json
+import datetime
 import logging
-import math
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,35 +13,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
-from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
-from ..files import FolderError, locked, write_text
+from ..files import FolderError, locked
+from ..processes import end_with_launcher
 from .arguments import TrainingArguments
-from .checkpointing import Progress, changed_settings, find_checkpoint, load_checkpoint, save_checkpoint
-from .optimization import create_optimizer, create_scheduler, num_updates
+from .checkpointing import Progress, changed_settings, checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
-from .tracking import Averages, Metric, peak_flops
+from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
+from .tracking import Averages, Metric, MetricsFile, bfloat16_slowdown, peak_flops
 
 logger = get_logger(__name__)
-
-# What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
-EXIT_INTERRUPTED = 75
-
-
-class InterruptedRunError(RuntimeError):
-    """A run that a signal stopped, after it saved a checkpoint."""
-
-    exit_status = EXIT_INTERRUPTED
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss that is infinite or NaN, so that nothing after it is worth keeping."""
-
 
 # Asking all processes and the device whether something is wrong makes an accelerator wait.
 MICRO_BATCHES_BETWEEN_SYNCS = 10
@@ -73,8 +57,9 @@ class TrainingRun:
         self.accelerator = accelerator
         self.flops_per_image = flops_per_image
         self.progress = Progress()
-        self.ema: EMAModel | None = None
+        self.ema: MovingAverage | None = None
         self.averages = Averages(accelerator)
+        self.metrics_file = MetricsFile(Path(arguments.output_dir, "metrics.jsonl"))
         self.every: list[tuple[int, Callable[[], None]]] = []
         self.after_saving: list[Callable[[], None]] = []
         self.total_steps = num_updates(arguments, source.num_samples, self.batch_size)
@@ -86,10 +71,9 @@ class TrainingRun:
         self.losses: deque[torch.Tensor] = deque(maxlen=micro_batches)
         self.batch_start = 0
         self.folder_lock = contextlib.ExitStack()
-        self.interrupted_by: int | None = None
+        self.signals = StopSignals()
         self.skipped_here = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._interrupt)
+        self.last_update: tuple[int, Any] = (0, None)
 
     @property
     def samples_per_micro_batch(self) -> int:
@@ -143,7 +127,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
             save_recipe(arguments, Path(arguments.output_dir, "recipe.yaml"))
-            self._truncate_metrics()
+            self.metrics_file.truncate(self.progress.step)
         simple = (int, float, str, bool)
         config = {k: v if isinstance(v, simple) else str(v) for k, v in as_flat_dict(arguments).items()}
         self.accelerator.init_trackers(Path(arguments.output_dir).name, config)
@@ -151,17 +135,11 @@ class TrainingRun:
             total=self.total_steps,
             initial=self.progress.step,
             desc="Training",
-            disable=not self.accelerator.is_local_main_process,
+            # None shows it in a terminal only: a file gets plain lines.
+            disable=None if self.accelerator.is_local_main_process else True,
         )
         self.logged_at = (time.perf_counter(), self.progress.samples_seen)
         self.model.train()
-
-    def _truncate_metrics(self):
-        """Drops what a killed run logged after the checkpoint, and lines that a full disk cut."""
-        file = Path(self.arguments.output_dir, "metrics.jsonl")
-        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
-        kept = [line for line in lines if _step_of(line) <= self.progress.step]
-        write_text(file, "".join(f"{line}\n" for line in kept))
 
     def _resume(self, name: str):
         checkpoint = self._find_checkpoint(name)
@@ -201,24 +179,49 @@ class TrainingRun:
         return flags | {"num_processes": self.accelerator.num_processes}
 
     def batches(self) -> Iterator[Batch]:
-        """This process's micro-batches on its device, from where the run is to its end."""
+        """
+        This process's micro-batches on its device, from where the run is to its end.
+
+        Raises:
+            InterruptedRunError: after a signal, when what was learned is saved.
+            DataError: where the data cannot be read any further, when what was learned is saved.
+        """
         device, fetched = self.accelerator.device, self.progress.samples_seen
+        self._note_update()
         loader = self.source.batches(fetched)
-        while self.progress.step < self.total_steps:
-            batch = self._next(loader)
-            self.skipped_here += batch.num_skipped
-            self.recent.append((self.progress.step, batch))
-            self.batch_start, fetched = fetched, fetched + self.samples_per_micro_batch
-            yield batch.to(device)
+        with self.signals.noted():
+            while self.progress.step < self.total_steps:
+                batch = self._next(loader)
+                self.skipped_here += batch.num_skipped
+                self.recent.append((self.progress.step, batch))
+                self.batch_start, fetched = fetched, fetched + self.samples_per_micro_batch
+                yield batch.to(device)
 
     def _next(self, loader: Iterator[Batch]) -> Batch:
+        # Saving takes all processes, and only where there is one can it be done while waiting for data.
+        is_alone = self.accelerator.num_processes == 1
         try:
-            return next(loader)
-        except DataError:
-            # Saving takes all processes, and the others may be able to read on.
-            if self.accelerator.num_processes == 1:
-                self.save()
+            with self.signals.waiting(may_break_off=is_alone):
+                return next(loader)
+        except WaitBrokenOffError:
+            self._return_to_last_update()
+            self._stop(is_saved=self.save())
             raise
+        except (DataError, RuntimeError) as error:
+            if not isinstance(error, DataError) and "DataLoader" not in str(error):
+                raise
+            if is_alone:
+                self._return_to_last_update()
+                self.save()
+            self.progress_bar.close()
+            raise DataError(_of_worker(error)) from error
+
+    def _note_update(self):
+        """Remembers where the data are, since micro-batches after it may not become an update any more."""
+        self.last_update = (self.progress.samples_seen, self.source.state_dict())
+
+    def _return_to_last_update(self):
+        self.progress.samples_seen = self.last_update[0]
 
     def generator(self) -> torch.Generator:
         """Randomness of the micro-batch that [`batches`] gave last, of this process, whatever came before."""
@@ -230,7 +233,7 @@ class TrainingRun:
         Backward, and with an update's last micro-batch its step; then whatever is due: logging, a checkpoint.
 
         Raises:
-            InterruptedRunError: after a signal, when a checkpoint was saved.
+            InterruptedRunError: after a signal, when what was learned is saved.
             NonFiniteLossError: if a loss is infinite or NaN.
             DataError: if too many images were broken.
         """
@@ -261,6 +264,7 @@ class TrainingRun:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.step(self.trained_parameters())
+        self._note_update()
         self.progress_bar.update()
         step, every = self.progress.step, self.arguments.checkpointing_steps
         is_last = step == self.total_steps
@@ -273,20 +277,28 @@ class TrainingRun:
         for steps, function in self.every:
             if step % steps == 0 or is_last:
                 function()
-        if must_save or must_stop:
-            self.save()
+        is_saved = self.save() if must_save or must_stop else False
         if must_stop and not is_last:
-            raise InterruptedRunError(
-                f"Stopped by a signal after {step} updates. Resume with `--resume_from_checkpoint latest`."
-            )
+            self._stop(is_saved)
 
-    def _interrupt(self, number: int, frame: object):
-        self.interrupted_by = number
+    def _stop(self, is_saved: bool):
+        """Ends the run after a signal."""
+        steps, name = self.progress.step, self.signals.name
+        if is_saved:
+            message = f"Stopped by {name} after {steps} updates. Resume with `--resume_from_checkpoint latest`."
+        else:
+            whole = checkpoints(self.arguments.output_dir)
+            kept = f"the newest checkpoint is {whole[-1]}" if whole else "there is no checkpoint"
+            message = f"Stopped by {name} after {steps} updates, which could not be saved: {kept}."
+        self.progress_bar.close()
+        # All processes end; one line is enough.
+        said = message if self.accelerator.is_main_process else ""
+        raise InterruptedRunError(said, self.signals.exit_status if is_saved else 1)
 
     def _sync_stop_flags(self) -> bool:
         """Whether any process was told to stop. Ends the run if a loss is not finite, before that is saved."""
         is_finite = torch.stack(list(self.losses)).isfinite().all()
-        troubles = torch.stack([~is_finite, is_finite.new_tensor(self.interrupted_by is not None)]).float()
+        troubles = torch.stack([~is_finite, is_finite.new_tensor(self.signals.received is not None)]).float()
         not_finite, interrupted = self.accelerator.reduce(troubles, "sum").tolist()
         if not_finite:
             self._give_up()
@@ -301,8 +313,11 @@ class TrainingRun:
             rank = self.accelerator.process_index
             file = Path(self.arguments.output_dir, f"nonfinite-loss-step-{step + 1}-process-{rank}.pt")
             found = {"step": step + 1, "loss": losses[bad], "progress": vars(self.progress), "batch": batch.tensors()}
-            torch.save(found, file)
-            where = f"in update {step + 1}; its batch is in {file}"
+            where = f"in update {step + 1}"
+            with contextlib.suppress(OSError):
+                torch.save(found, file)
+                where += f"; its batch is in {file}"
+        self.progress_bar.close()
         raise NonFiniteLossError(f"The loss is not finite {where}. The checkpoints before it are untouched.")
 
     def save(self) -> bool:
@@ -313,8 +328,10 @@ class TrainingRun:
             self.progress.step,
             self._settings(),
             self.arguments.checkpoints_total_limit,
-            self.source.state_dict(),
+            self.last_update[1],
         )
+        if is_saved:
+            self._say("checkpoint saved")
         for function in self.after_saving if is_saved else ():
             function()
         return is_saved
@@ -334,9 +351,12 @@ class TrainingRun:
         if num_samples:
             metrics["epoch"] = self.progress.samples_seen / num_samples
         self.logged_at = (now, self.progress.samples_seen)
-        self.log(metrics)
+        self._write(metrics)
         shown = {"loss": f"{metrics['loss']:.4f}", "images_s": f"{speed:.0f}"}
         self.progress_bar.set_postfix(shown | ({"mfu": f"{metrics['mfu']:.2f}"} if "mfu" in metrics else {}))
+        seconds_left = (self.total_steps - self.progress.step) * self.batch_size / speed
+        left = datetime.timedelta(seconds=round(seconds_left))
+        self._say(f"loss {metrics['loss']:.4f}, {speed:.0f} images a second, {left} left")
 
     def _count_skipped(self):
         skipped = torch.tensor(self.skipped_here, device=self.accelerator.device)
@@ -345,6 +365,7 @@ class TrainingRun:
         num_skipped, share = self.progress.num_skipped, self.arguments.max_skipped_share
         if num_skipped > max(share * self.progress.samples_seen, 0 if share == 0 else 10):
             self.save()
+            self.progress_bar.close()
             raise DataError(
                 f"{num_skipped} of {self.progress.samples_seen} images were broken, more than `--max_skipped_share` "
                 f"{share}. Look at the data, or allow more."
@@ -366,11 +387,19 @@ class TrainingRun:
                 self.ema.restore(parameters)
 
     def log(self, metrics: dict[str, float]):
-        """Sends metrics to the trackers, and to `metrics.jsonl`, a line each time."""
+        """Sends metrics to the trackers, to `metrics.jsonl`, a line each time, and to a log that is not a terminal."""
+        self._write(metrics)
+        self._say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def _write(self, metrics: dict[str, float]):
         self.accelerator.log(metrics, step=self.progress.step)
         if self.accelerator.is_main_process:
-            with Path(self.arguments.output_dir, "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.progress.step, **metrics}) + "\n")
+            self.metrics_file.append({"step": self.progress.step, **metrics})
+
+    def _say(self, text: str):
+        """A line in the log, where there is no progress bar."""
+        if self.accelerator.is_main_process and self.progress_bar.disable:
+            logger.info(f"Update {self.progress.step} of {self.total_steps}: {text}")
 
     def finish(self) -> dict[str, torch.Tensor] | None:
         """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
@@ -384,35 +413,12 @@ class TrainingRun:
         return state if self.accelerator.is_main_process else None
 
 
-def _step_of(line: str) -> float:
-    """The update that a line of metrics is of; infinite for what is not such a line."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
-
-
-class MovingAverage(EMAModel):
-    """diffusers' moving average, whose checkpoints hold whole tensors where the model is sharded."""
-
-    shadow_params: list[torch.Tensor]
-
-    def state_dict(self) -> dict[str, Any]:
-        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self.shadow_params]
-        return super().state_dict() | {"shadow_params": whole}
-
-    def load_state_dict(self, state_dict: dict[str, Any]):
-        sharded = self.shadow_params
-        super().load_state_dict(state_dict)
-        self.shadow_params = [_like(new, old) for new, old in zip(self.shadow_params, sharded, strict=True)]
-
-
-def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`tensor` where `other` is, and sharded as it is."""
-    tensor = tensor.to(other.device)
-    if not isinstance(other, DTensor):
-        return tensor
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+def _of_worker(error: Exception) -> str:
+    """An error's message, without the traceback that a loading process puts before it."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text.splitlines()[0]
+    return text.splitlines()[-1].partition("Error: ")[2] or text.splitlines()[-1]
 
 
 def create_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -423,6 +429,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
         OSError: if the model is to be pushed and that cannot be.
     """
+    end_with_launcher()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -438,6 +445,7 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         raise ValueError(
             "fp16 needs a GPU: Accelerate would compute in float32. Say `--mixed_precision bf16` or `no`."
         )
+    _warn_of_slow_bfloat16(accelerator)
     micro_batch = arguments.train_batch_size * accelerator.num_processes
     if arguments.total_batch_size:
         if arguments.total_batch_size % micro_batch:
@@ -452,3 +460,16 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     # The same initial weights everywhere; then different dropout in each process.
     set_seed(arguments.seed)
     return accelerator
+
+
+@torch.no_grad()
+def _warn_of_slow_bfloat16(accelerator: Accelerator):
+    if accelerator.mixed_precision != "bf16" or accelerator.device.type != "cpu":
+        return
+    with torch.random.fork_rng():
+        slowdown = bfloat16_slowdown(accelerator.device)
+    if slowdown > 1.5:
+        logger.warning(
+            f"bfloat16 takes {slowdown:.1f} times as long as float32 on this processor, measured just now: "
+            "`--mixed_precision no` is faster."
+        )

@@ -1,14 +1,21 @@
 """What a run measures: means without waiting for the device, and how well the hardware is used."""
 
+import json
 import math
+import time
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_mage import MageConfig
+from ..files import write_text
 from ..masking import MageMasks
 from ..modeling_mage import MageForMaskedImageModeling
+
+logger = get_logger(__name__)
 
 # A mean over the micro-batches of all processes, or the sum and the weight of one.
 Metric = torch.Tensor | tuple[torch.Tensor, torch.Tensor | float]
@@ -47,6 +54,39 @@ def _scalar(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
         return value.detach().to(device, torch.float32)
     # Written on the device: `torch.tensor` would copy it there and wait.
     return torch.full((), value, dtype=torch.float32, device=device)
+
+
+class MetricsFile:
+    """A file of metrics, a line of JSON each time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._is_full = False
+
+    def truncate(self, step: int):
+        """Drops what a killed run logged after the update it is resumed from, and lines that a full disk cut."""
+        lines = self.path.read_text(errors="replace").split("\n") if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def append(self, values: dict[str, float]):
+        """Adds a line. A full disk is reported once, and does not end a run: its checkpoints matter more."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                logger.error(f"Metrics cannot be written to {self.path}: {error}. Training continues without them.")
+            self._is_full = True
+
+
+def _step_of(line: str) -> float:
+    """The update that a line of metrics is of; infinite for what is not such a line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def loss_by_mask_ratio(loss: torch.Tensor, masks: MageMasks, num_buckets: int = 5) -> dict[str, Metric]:
@@ -89,6 +129,23 @@ def expected_masks(config: MageConfig, batch_size: int) -> MageMasks:
     num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * (config.drop_ratio or 0))
     positions = torch.arange(length).expand(batch_size, length)
     return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size)
+
+
+def bfloat16_slowdown(device: torch.device) -> float:
+    """How many times as long as in float32 the device takes for a linear layer and a convolution in bfloat16."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = torch.nn.Linear(256, 256, device=device, dtype=dtype)
+        convolution = torch.nn.Conv2d(32, 32, 3, device=device, dtype=dtype)
+        features, pixels = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, 256), (4, 32, 32, 32)))
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            layer(features).sum().item()
+            convolution(pixels).sum().item()
+            taken.append(time.perf_counter() - start)
+        seconds.append(min(taken))
+    return seconds[1] / seconds[0]
 
 
 def peak_flops(device: torch.device) -> float | None:

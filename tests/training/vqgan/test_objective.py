@@ -1,12 +1,18 @@
 """One forward and one backward pass for both networks."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import VQModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from transformers_mage.image_networks import ImageNetwork
 from transformers_mage.training.vqgan.adversarial import Adversary
 from transformers_mage.training.vqgan.discriminator import PatchDiscriminator
 from transformers_mage.training.vqgan.objective import LossWeights, VQGANForTraining
+from transformers_mage.training.vqgan.perceptual import PerceptualDistance
 
 PIXELS = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -78,6 +84,46 @@ def test_the_entropy_reaches_the_encoder_and_the_codes(tokenizer: VQModel):
     found = gradients(model, model(PIXELS).loss, "vqvae.")
     assert found["vqvae.encoder.conv_in.weight"].abs().sum() > 0
     assert found["vqvae.quantize.embedding.weight"].abs().sum() > 0
+
+
+class Grey(ImageNetwork):
+    """A network of one convolution, which sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def feature_maps(self, images: Tensor, limit: int | None = None) -> list[Tensor]:
+        return [self.conv(self.normalize(images))]
+
+
+def operations(function: Callable[[], Tensor]) -> int:
+    """Of a forward and a backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        function().backward()
+    return counter.get_total_flops()
+
+
+def test_a_step_costs_what_its_parts_cost_and_nothing_twice(tokenizer: VQModel):
+    perceptual, adversary = (
+        PerceptualDistance(Grey().freeze()),
+        Adversary(PatchDiscriminator(1, channels=4, num_levels=1)),
+    )
+    whole = VQGANForTraining(
+        VQModel.from_config(tokenizer.config), LossWeights(perceptual=1, adversarial=1), perceptual, adversary
+    )
+    plain = VQGANForTraining(whole.vqvae, LossWeights())
+    made = torch.rand(2, 1, 8, 8, requires_grad=True)
+
+    parts = [
+        operations(lambda: plain(PIXELS).loss),
+        operations(lambda: perceptual(made, PIXELS).mean()),
+        operations(lambda: adversary.generator_loss(made)),
+        operations(lambda: adversary.discriminator_loss(PIXELS, made)[0]),
+    ]
+
+    assert min(parts) > 0
+    assert operations(lambda: whole(PIXELS).loss) == sum(parts)
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.5])

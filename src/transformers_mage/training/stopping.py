@@ -1,0 +1,94 @@
+"""Runs that end before their last update: signals that are waited for, and the errors that say why a run ended."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+from ..command_line import EXIT_CTRL_C
+
+# What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
+EXIT_INTERRUPTED = 75
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class InterruptedRunError(RuntimeError):
+    """
+    A run that a signal stopped.
+
+    Args:
+        message (`str`): what was saved.
+        exit_status (`int`): of the script that ran.
+    """
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that is infinite or NaN, so that nothing after it is worth keeping."""
+
+
+class WaitBrokenOffError(Exception):
+    """A signal came while waiting."""
+
+
+class StopSignals:
+    """
+    Notes SIGTERM, SIGUSR1 and Ctrl-C, for the run to end where nothing is half done. A second Ctrl-C does not wait.
+
+    Attributes:
+        received (`signal.Signals`, *optional*): the signal that came.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._may_break_off = False
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """While signals are noted. Only a main thread is sent any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in NUMBERS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def waiting(self, may_break_off: bool) -> Iterator[None]:
+        """
+        Around a wait in which nothing is half done.
+
+        Raises:
+            WaitBrokenOffError: when a signal comes, or came before, if it may.
+        """
+        self._may_break_off = may_break_off
+        try:
+            if may_break_off and self.received is not None:
+                raise WaitBrokenOffError
+            yield
+        finally:
+            self._may_break_off = False
+
+    @property
+    def exit_status(self) -> int:
+        return EXIT_CTRL_C if self.received is signal.SIGINT else EXIT_INTERRUPTED
+
+    @property
+    def name(self) -> str:
+        """The signal's, as a message has it."""
+        if self.received is None:
+            return "a signal to another process"
+        return "Ctrl-C" if self.received is signal.SIGINT else self.received.name
+
+    def _note(self, number: int, frame: object):
+        if self.received is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        if self._may_break_off:
+            raise WaitBrokenOffError

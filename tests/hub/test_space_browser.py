@@ -1,0 +1,165 @@
+"""The Space's page in a real browser; `make test-space` installs what that takes."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.space.studio import enlarge
+from transformers_mage import MagePipeline
+
+from .conftest import CARDS
+
+pytest.importorskip("gradio", reason="the page needs gradio, see `make test-space`")
+pytest.importorskip("selenium", reason="driving a browser needs selenium, see `make test-space`")
+BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+if not BROWSER or not DRIVER:
+    pytest.skip("needs Debian's packages chromium and chromium-driver", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+MODEL = CARDS / "mage-digits-conditional"
+APP = Path(__file__).parents[2] / "examples" / "space" / "app.py"
+SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the app runs, as a visitor's command starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("space") / "log.txt"
+    command = [sys.executable, str(APP), "--model", str(MODEL), "--port", str(port)]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as app:
+        try:
+            wait_for(lambda: app.poll() is not None or "Running on" in log.read_text(), "the app to start")
+            assert app.poll() is None, log.read_text()
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            app.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser(address: str) -> Iterator[webdriver.Chrome]:
+    os.environ["SE_OFFLINE"] = "true"
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    flags = (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "window-size=1280,1280",
+        "enable-unsafe-swiftshader",
+    )
+    for flag in flags:
+        options.add_argument(f"--{flag}")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        browser.get(address)
+        find(browser, "#generate")
+        yield browser
+    finally:
+        browser.quit()
+
+
+def wait_for(condition: Callable[[], object], what: str):
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"Waited in vain for {what}."
+        time.sleep(0.2)
+
+
+def find(browser: webdriver.Chrome, selector: str):
+    return WebDriverWait(browser, SECONDS).until(lambda page: page.find_element(By.CSS_SELECTOR, selector))
+
+
+def picture(browser: webdriver.Chrome, selector: str) -> np.ndarray | None:
+    """The pixels that are shown, which are others from one step to the next."""
+    shown = browser.find_elements(By.CSS_SELECTOR, f"{selector} img")
+    if not shown:
+        return None
+    with urllib.request.urlopen(shown[0].get_attribute("src")) as answer:
+        return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
+
+
+def open_tab(browser: webdriver.Chrome, name: str):
+    tabs = browser.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+    next(tab for tab in tabs if tab.text == name).click()
+
+
+def test_generate(browser: webdriver.Chrome, record_property):
+    pipe = MagePipeline.from_pretrained(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"class_labels": "zero", "guidance_scale": 1.0, "num_inference_steps": 20, "temperature": 6.0}
+    expected = np.asarray(enlarge(pipe(generator=torch.Generator().manual_seed(7), **asked).images[0]))
+    seed = find(browser, "#generate-seed input")
+    seed.send_keys(Keys.CONTROL, "a")
+    seed.send_keys("7", Keys.TAB)
+
+    start = time.perf_counter()
+    find(browser, "#generate").click()
+    wait_for(lambda: picture(browser, "#generated") is not None, "the first picture")
+    record_property("seconds_to_first_picture", time.perf_counter() - start)
+    wait_for(lambda: np.array_equal(picture(browser, "#generated"), expected), "the pipeline's own image")
+    record_property("seconds_to_image", time.perf_counter() - start)
+
+
+def test_painting(browser: webdriver.Chrome):
+    """What is painted over is made anew, and everything else is kept to the pixel."""
+    open_tab(browser, "Edit")
+    canvas = find(browser, "#editor canvas")
+    wait_for(lambda: canvas.size["width"] > 0, "the editor")
+    button = find(browser, "#edit")
+    button.click()
+    wait_for(lambda: "Paint over" in browser.page_source, "a toast")
+    time.sleep(1)
+
+    right = canvas.size["width"] // 12
+    stroke = ActionChains(browser).move_to_element_with_offset(canvas, right, -40).click_and_hold()
+    for _ in range(8):
+        stroke = stroke.move_by_offset(4, 10)
+    stroke.release().perform()
+    time.sleep(1)
+    button.click()
+
+    original = np.asarray(Image.open(MODEL / "pictures" / "sample-0.png").convert("RGB"))
+    original = np.asarray(enlarge(Image.fromarray(original[::8, ::8])))
+    wait_for(lambda: picture(browser, "#edited") is not None, "the edited picture")
+    wait_for(lambda: np.array_equal(picture(browser, "#edited")[:, :96], original[:, :96]), "what is kept")
+    edited = picture(browser, "#edited")
+    assert edited.shape == original.shape
+    assert (edited != original).any()
+    if "MAGE_SCREENSHOT" in os.environ:
+        browser.execute_script("document.querySelectorAll('.toast-wrap').forEach(toast => toast.remove())")
+        browser.save_screenshot(os.environ["MAGE_SCREENSHOT"])
+
+
+def test_looking(browser: webdriver.Chrome):
+    open_tab(browser, "What does it see?")
+    wait_for(lambda: visible(browser, ".gallery-item"), "the examples")
+    visible(browser, ".gallery-item")[2].click()
+    wait_for(lambda: picture(browser, "#looked-at") is not None, "the chosen example")
+    find(browser, "#look").click()
+
+    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#nearest img")) == 4, "its neighbours")
+    assert "1.00" in browser.find_element(By.CSS_SELECTOR, "#nearest").text
+
+
+def visible(browser: webdriver.Chrome, selector: str) -> list:
+    return [element for element in browser.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
