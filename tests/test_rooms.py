@@ -11,20 +11,21 @@ from tests.in_process import ROOT
 PACKAGE = "transformers_mage"
 SOURCE = ROOT / "src" / PACKAGE
 # The house's foundations; what else lies flat in the package's top is the model.
-FOUNDATIONS = ("command_line", "files", "lazy", "processes")
+FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "processes")
 MODEL = {"model", "files", "lazy", "processes"}
 BELOW = {
     "command_line": {"files"},
     # Fingerprints know what of a tokenizer's configuration counts.
     "files": {"model"},
+    "image_networks": set(),
     "lazy": set(),
     "processes": set(),
     "model": set(),
     "data": {*MODEL, "command_line"},
     "sampling": {*MODEL, "command_line", "data"},
-    "metrics": {*MODEL, "data"},
+    "metrics": {*MODEL, "data", "image_networks"},
     "hub": {*MODEL, "command_line", "data"},
-    "training": {*MODEL, "command_line", "data", "metrics", "hub"},
+    "training": {*MODEL, "command_line", "data", "image_networks", "metrics", "hub"},
     "representation": {*MODEL, "command_line", "data", "metrics", "training", "hub"},
     "conversion": {*MODEL, "command_line", "data", "hub"},
     "benchmarking": {*MODEL, "command_line", "data", "metrics", "representation", "sampling", "training"},

@@ -13,6 +13,8 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_mage.MageForImageClassification",
 }
 _STARTS = ("pipeline_mage", "modeling_mage", "load_from_root", "handler")
+# Characters of a file that tell whose it is: its docstring's.
+_TELLING = 40
 # diffusers copies only the files that an entry file names, and keeps the modules of all folders under one name.
 _ENTRY = '''"""Written with the folder by transformers_mage: where diffusers enters the code that lies here."""
 
@@ -72,24 +74,32 @@ def write_code(folder: str | os.PathLike):
         return
     _edit_json(folder / "config.json", auto_map=AUTO_MAP)
     for path, text in _code_files(folder).items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+        # Somebody's own handler is what the folder shall be served with.
+        if path != "handler.py" or not (folder / path).exists() or _is_ours(folder / path, text):
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
     if (folder / "model_index.json").exists():
         entries = {"_class_name": ["pipeline", "MagePipeline"], "model": ["load_from_root", "MageModelFromRoot"]}
         _edit_json(folder / "model_index.json", **entries, scheduler=["entry", "MageScheduler"])
 
 
 def remove_code(folder: str | os.PathLike):
-    """Takes out of a folder what [`write_code`] added to it."""
+    """Takes out of a folder what [`write_code`] added to it, and no file of the same name that is somebody's own."""
     folder = Path(folder)
-    paths = ["pipeline.py", "model/load_from_root.py", "scheduler/entry.py"]
-    paths += [f"{place}{name}.py" for place in ("", "scheduler/") for name in sources()]
-    for path in paths:
-        (folder / path).unlink(missing_ok=True)
+    files = {f"{place}{name}.py": text for name, text in sources().items() for place in ("", "model/", "scheduler/")}
+    files |= dict.fromkeys(("pipeline.py", "scheduler/entry.py"), _ENTRY)
+    for path, text in files.items():
+        if (folder / path).is_file() and _is_ours(folder / path, text):
+            (folder / path).unlink()
     if (folder / "model").is_dir() and not any((folder / "model").iterdir()):
         (folder / "model").rmdir()
     if _is_mage(folder):
         _edit_json(folder / "config.json", auto_map=None)
+
+
+def _is_ours(path: Path, text: str) -> bool:
+    """Whether a file begins as ours does, whichever version wrote it."""
+    return path.read_text(encoding="utf-8", errors="replace")[:_TELLING] == text[:_TELLING]
 
 
 def _is_mage(folder: Path) -> bool:

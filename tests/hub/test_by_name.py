@@ -13,6 +13,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageM
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import FolderError
+from transformers_mage.representation import load_classifier, load_encoder
+from transformers_mage.training.conditional import load_for_training
 
 from .conftest import CARDS
 from .server import HubServer
@@ -238,3 +240,16 @@ def test_there_is_no_tokenizer(hub: HubServer, small_config: MageConfig, tmp_pat
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
     assert len(hub.requests) == 2
+
+
+def test_encoder_classifier_and_training(hub: HubServer, saved: Path, small_pipeline: MagePipeline):
+    hub.hub.create("org/model", saved)
+    expected = small_pipeline.model.mage.layernorm.weight
+
+    assert torch.equal(load_encoder("org/model").layernorm.weight, expected)
+    assert load_classifier("org/model", ["a", "b"]).config.id2label == {0: "a", 1: "b"}
+    assert torch.equal(load_for_training("org/model", {}).mage.layernorm.weight, expected)
+    for load in (load_encoder, lambda name: load_for_training(name, {})):
+        with pytest.raises(FolderError, match="neither a folder here nor a model on the Hub") as caught:
+            load("org/nothing")
+        assert "\n" not in str(caught.value)

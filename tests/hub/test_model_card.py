@@ -124,6 +124,16 @@ def test_training_curve(small_config: MageConfig, tmp_path: Path):
     assert (tmp_path / "pictures" / "training.png").read_bytes() == first
 
 
+def test_somebodys_own_card_is_kept(small_config: MageConfig, tmp_path: Path):
+    facts = CardFacts("model", "generation", small_config)
+    write_card(tmp_path, facts)
+    (tmp_path / "README.md").write_text("# Mine")
+
+    write_card(tmp_path, facts)
+
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
 def test_local_names_are_not_linked(small_config: MageConfig, tmp_path: Path):
     write_card(tmp_path, CardFacts("model", "generation", small_config, str(tmp_path), base_model="./outputs/x"))
 

@@ -69,6 +69,18 @@ def test_nothing_of_an_earlier_pipeline_is_left(small_pipeline: MagePipeline, tm
     assert "auto_map" not in (tmp_path / "config.json").read_text()
 
 
+def test_other_peoples_files_are_kept(small_pipeline: MagePipeline, tmp_path: Path):
+    """Saving into a folder of sources must not take those that are called as ours are."""
+    for name in ("handler.py", "masking.py", "pipeline.py"):
+        (tmp_path / name).write_text("print('mine')")
+
+    small_pipeline.save_pretrained(tmp_path)
+
+    assert (tmp_path / "masking.py").read_text() == (tmp_path / "pipeline.py").read_text() == "print('mine')"
+    small_pipeline.save_pretrained(tmp_path, with_code=True)
+    assert (tmp_path / "handler.py").read_text() == "print('mine')"
+
+
 def test_card_is_kept(small_pipeline: MagePipeline, tmp_path: Path):
     (tmp_path / "README.md").write_text("# Mine")
 

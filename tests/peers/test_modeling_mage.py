@@ -84,6 +84,11 @@ class ModelTests(ModelTesterMixin):
             with pytest.raises(ValueError, match="hold an encoder only"):
                 MageForMaskedImageModeling.from_pretrained(folder)
 
+    def test_base_model_prefix_loads_base_weights(self):
+        """Of the classifier alone, since a decoder may not start from an encoder's folder (see above)."""
+        self.all_model_classes = (MageForImageClassification,)
+        super().test_base_model_prefix_loads_base_weights()
+
     def test_model_weights_reload_no_missing_tied_weights(self):
         """The mixin loads a file without any of the model's weights, to see which are named: all of them are."""
         config = self.model_tester.get_config()

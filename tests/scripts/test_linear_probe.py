@@ -94,7 +94,7 @@ def test_wrong_flags_are_refused(linear_probe: Script, flags, capsys):
     for extra, message in (
         (["--label_fraction", "2"], "must lie in (0, 1], got 2.0"),
         (["--penalty", "-1"], "`--penalty` must be 0 or more, got -1.0"),
-        (["--penalty", "nan"], "`--penalty` must be 0 or more, got nan"),
+        (["--penalty", "nan"], "`--penalty` must be a finite number, got nan"),
         (["--num_neighbours", "0"], "`--num_neighbours` must be at least 1, got 0"),
     ):
         with pytest.raises(SystemExit):

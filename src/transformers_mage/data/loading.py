@@ -69,7 +69,8 @@ def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
     try:
         dataset = _load_any(spec)
     except (OSError, ValueError, KeyError, TarError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = error.__cause__ or error
+        is_vague = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        reason = (error.__cause__ if is_vague else None) or error
         raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {reason}') from error
     if spec.limit is None:
         return dataset

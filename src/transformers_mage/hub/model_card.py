@@ -1,6 +1,7 @@
 """Model cards: what a model is, what it makes, how to use it, how it came about and what it reached."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from .cards import markdown_table
 
 Task = Literal["generation", "classification", "tokenization"]
 
+logger = logging.getLogger(__name__)
+
+# What a card ends with that the next training may replace: whoever edits it takes this out.
+MARK = "<!-- Written by transformers_mage: without this line it is kept. -->"
 PAPER = "https://arxiv.org/abs/2211.09117"
 CITATION = """@inproceedings{li2023mage,
   title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
@@ -92,14 +97,12 @@ class CardFacts:
         return self.config is not None and self.config.num_classes > 0 and self.task == "generation"
 
 
-def write_card(folder: str | Path, facts: CardFacts) -> ModelCard:
-    """
-    Writes `README.md` and its pictures into a model's folder.
-
-    Returns:
-        `ModelCard`: what was written.
-    """
-    folder = Path(folder)
+def write_card(folder: str | Path, facts: CardFacts):
+    """Writes `README.md` and its pictures into a model's folder, unless somebody has written another one there."""
+    folder, path = Path(folder), Path(folder, "README.md")
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        logger.info("%s is kept: it was not written by a training.", path)
+        return
     widget = save_samples(folder, facts.samples)
     curve = draw_training_curve(facts.metrics_file, folder / "pictures" / "training.png")
     sections = [
@@ -113,10 +116,8 @@ def write_card(folder: str | Path, facts: CardFacts) -> ModelCard:
         f"## Licence\n\n{escape(facts.license)}" if facts.license else "",
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
-    header = card_data(facts, widget).to_yaml()
-    card = ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
-    card.save(folder / "README.md")
-    return card
+    text = "\n\n".join(section for section in [*sections, MARK] if section)
+    ModelCard(f"---\n{card_data(facts, widget).to_yaml()}\n---\n\n{text}\n").save(path)
 
 
 def card_data(facts: CardFacts, widget: list[dict[str, Any]]) -> ModelCardData:

@@ -16,9 +16,8 @@ __getattr__, __all__ = lazy_front(
         "conditional": ["class_settings", "freeze_encoder", "load_for_training"],
         "contrastive": ["contrast_micro_batches", "contrast_updates", "info_nce"],
         "optimization": ["create_optimizer", "create_scheduler"],
-        "pretraining": ["MageForPreTraining", "build_model", "save_model"],
+        "pretraining": ["MageForPreTraining", "build_model", "evaluate", "save_model"],
         "run": ["TrainingRun", "create_accelerator"],
         "stopping": ["InterruptedRunError", "NonFiniteLossError"],
-        "validation": ["evaluate"],
     },
 )

@@ -65,8 +65,10 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
         config = MageConfig(**saved.to_dict() | names | values)
         image_size, config.image_size = config.image_size, saved.image_size
         model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
-    except (OSError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
+    except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
+    except OSError as error:
+        raise FolderError(f"{name_or_path} cannot be trained further: {error}") from error
     missing = set(loading["missing_keys"]) - {NEW_PARAMETERS}
     if missing or loading["mismatched_keys"]:
         raise FolderError(

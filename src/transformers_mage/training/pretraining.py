@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers import VQModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -13,13 +14,15 @@ from transformers import ViTImageProcessorPil
 from ..configuration_mage import MageConfig
 from ..data.tokenization import image_size
 from ..image_tokens import vq_config_of
-from ..masking import MageMasks
+from ..masking import MageMasks, sample_masks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
 from .contrastive import Contrast, ProjectionHead, info_nce
 from .tracking import Metric, loss_by_mask_ratio
 from .vqgan.codebook import code_counts, code_perplexity
+
+VALIDATION_SEED = 0
 
 
 class MageForPreTraining(nn.Module):
@@ -106,6 +109,36 @@ def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
     assert output.masked_logits is not None
     assert output.masked_labels is not None
     return output.masked_logits.argmax(dim=-1).eq(output.masked_labels).float().mean()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+    """
+    Loss and accuracy on held-out tokens. Their masks are always the same, drawn with the training's masking ratios.
+
+    Args:
+        model (`nn.Module`): a prepared [`MageForPreTraining`].
+        tokens (`torch.Tensor` of shape `(num_images, sequence_length)`): the same in all processes, which share the
+            work.
+    """
+    config = accelerator.unwrap_model(model).mage.config
+    was_training = model.training
+    model.eval()
+    batches = list(enumerate(tokens.split(batch_size)))
+    num_rounds = -(-len(batches) // accelerator.num_processes)
+    sums = torch.zeros(3, device=accelerator.device)
+    for i in range(num_rounds):
+        # In the last round there may be less to do than processes; sharded models need all of them all the same.
+        number, batch = batches[(i * accelerator.num_processes + accelerator.process_index) % len(batches)]
+        is_new = i * accelerator.num_processes + accelerator.process_index < len(batches)
+        generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
+        masks = sample_masks(config, len(batch), generator=generator, device=accelerator.device)
+        _, metrics = model(batch.to(accelerator.device), masks)
+        values = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
+        sums += values.float() * len(batch) * is_new
+    model.train(was_training)
+    loss, accuracy, count = accelerator.reduce(sums, "sum").tolist()
+    return {"validation_loss": loss / count, "validation_accuracy": accuracy / count}
 
 
 def model_values() -> dict[str, Any]:
