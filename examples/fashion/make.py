@@ -10,6 +10,7 @@ again as often as it takes.
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,9 @@ def evaluate_models(place: Workplace):
 
 
 def write_cards(place: Workplace):
+    readme = CARDS["conditional"] / "README.md"
+    if not readme.exists():
+        shutil.copy(Path(__file__).with_name("conditional_card.md"), readme)
     for name, card in CARDS.items():
         write_card(card, place / "evaluation" / name)
         add_gallery(card / "README.md", sample_gallery(MagePipeline.from_pretrained(card)))
