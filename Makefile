@@ -27,6 +27,7 @@ test-faults: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -41,7 +41,7 @@ from transformers_mage.benchmarking import (
     profile_table,
     ratio_table,
 )
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.files import write_json, write_text
 
 
@@ -81,12 +81,8 @@ class BenchmarkArguments:
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
-        for name in ("batch_size", "num_inference_steps", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("warmup", "dataloader_num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`--{name}` must be 0 or more, got {getattr(self, name)}.")
+        check_numbers(self, "batch_size num_inference_steps repetitions threads", at_least=1)
+        check_numbers(self, "warmup dataloader_num_workers", at_least=0)
         if self.batch_size % max(self.dataloader_num_workers, 1):
             raise ValueError(
                 f"`--batch_size` {self.batch_size} must be a multiple of `--dataloader_num_workers` "

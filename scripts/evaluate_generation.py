@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import write_json, write_text
 from transformers_mage.hub.eval_results import model_card_block
@@ -68,8 +68,8 @@ class EvaluationArguments:
         unknown = set(self.asked_metrics) - set(METRICS)
         if unknown:
             raise ValueError(f"There is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}.")
-        if self.batch_size < 1 or (self.resolution or 1) < 1:
-            raise ValueError(f"`--batch_size` ({self.batch_size}) and `--resolution` must be at least 1.")
+        check_numbers(self, "batch_size resolution", at_least=1)
+        check_numbers(self, "dataloader_num_workers seed", at_least=0)
         if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
             low, high = self.pixel_range
             raise ValueError(f"`--pixel_min` ({low}) must be below `--pixel_max` ({high}).")

@@ -44,7 +44,6 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
@@ -72,9 +71,8 @@ class FinetuneArguments(ClassificationArguments, TrainingArguments):
     def check(self):
         super().check()
         check_numbers(self, "drop_path_rate mixup_switch_prob label_smoothing layer_decay", at_least=0, at_most=1)
-        check_numbers(self, "mixup_alpha cutmix_alpha rand_augment_std", at_least=0)
+        check_numbers(self, "mixup_alpha cutmix_alpha rand_augment_std validation_epochs", at_least=0)
         check_numbers(self, "rand_augment_magnitude", at_least=0, at_most=10)
-        check_numbers(self, "validation_epochs", at_least=0)
 
 
 @reports_errors
@@ -135,7 +133,7 @@ def finetune(arguments: FinetuneArguments) -> Result:
     result = Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
     if state is not None:
         trained, publisher = classifier_of(state, config, tokenizer), Publisher.of(arguments, accelerator)
-        facts = card_facts(arguments, publisher.name, "classification", config)
+        facts = arguments.card_facts(publisher.name, "classification", config)
         publish_classifier(trained, processor, result, validation, publisher, facts)
     return result
 

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from transformers_mage import MagePipeline, MageScheduler
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
 from transformers_mage.sampling import (
@@ -74,11 +74,8 @@ class GenerationArguments:
     def check(self):
         if not self.pretrained_model_name_or_path:
             raise ValueError("Say which model to use: `--pretrained_model_name_or_path FOLDER`.")
-        for name in ("num_images", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"`--seed` must be 0 or more, got {self.seed}.")
+        check_numbers(self, "num_images batch_size shard_size", at_least=1)
+        check_numbers(self, "seed", at_least=0)
 
 
 @reports_errors

@@ -55,7 +55,6 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
@@ -96,7 +95,8 @@ class ProbeArguments(ClassificationArguments, TrainingArguments):
         if wrong:
             raise ValueError(f"`--poolings` must be among mean and cls, got {', '.join(sorted(wrong))}.")
         check_numbers(self, "num_neighbours", at_least=1)
-        check_numbers(self, "penalty momentum validation_epochs", at_least=0)
+        check_numbers(self, "penalty validation_epochs", at_least=0)
+        check_numbers(self, "momentum", at_least=0, less_than=1)
         check_numbers(self, "trust_coefficient", more_than=0)
 
 
@@ -246,7 +246,7 @@ def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledIm
         return
     model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
     publisher = Publisher(arguments.output_dir, arguments.publication.check())
-    facts = card_facts(arguments, publisher.name, "classification", model.config)
+    facts = arguments.card_facts(publisher.name, "classification", model.config)
     publish_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
 
 

@@ -28,7 +28,6 @@ from transformers_mage.data.token_cache import CachedTokens, cached_class_settin
 from transformers_mage.data.tokenization import (
     BatchTokenizer,
     first_images,
-    image_size,
     load_tokenizer,
     patch_size,
     settle_pixel_range,
@@ -49,8 +48,8 @@ from transformers_mage.training.pretraining import (
     evaluate,
     model_values,
     training_labels,
+    write_generator,
 )
-from transformers_mage.training.publishing import publish_checkpoints, write_generator
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 from transformers_mage.training.tracking import training_flops
@@ -127,7 +126,7 @@ def main(argv: list[str] | None = None):
         mage.compile()
         mage.mage.compile()
 
-    views = ImageViews(image_size(config), tokenizer.config.in_channels, arguments.num_views, arguments.crops)
+    views = ImageViews(config.image_height_width, tokenizer.config.in_channels, arguments.num_views, arguments.crops)
     source = token_source(arguments, accelerator, tokenizer, views, config)
     held_out = held_out_tokens(arguments, tokenizer, config)
 
@@ -141,7 +140,7 @@ def main(argv: list[str] | None = None):
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, tokenizer, held_out))
     publisher = Publisher.of(arguments, accelerator)
     write = partial(write_generator, config=config, tokenizer=tokenizer, arguments=arguments, name=publisher.name)
-    publish_checkpoints(run, publisher, write)
+    run.publish_checkpoints(publisher, write)
     set_seed(arguments.seed, device_specific=True)
     run.start()
     inputs = model_inputs(run, BatchTokenizer(tokenizer, views.on_device()), config)
@@ -241,7 +240,7 @@ def held_out_tokens(arguments: MageArguments, tokenizer: VQModel, config: MageCo
         data = CachedTokens(Path(arguments.token_cache, arguments.validation_split))
         return data.first_views(arguments.max_validation_samples)
     spec = arguments.train_data.of_split(arguments.validation_split)
-    return validation_tokens(tokenizer, spec, image_size(config), arguments.max_validation_samples)
+    return validation_tokens(tokenizer, spec, config.image_height_width, arguments.max_validation_samples)
 
 
 def draw_pictures(run: TrainingRun, tokenizer: VQModel, held_out: torch.Tensor | None):

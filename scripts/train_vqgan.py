@@ -32,9 +32,7 @@ from transformers_mage.data.views import ImageViews
 from transformers_mage.hub.model_card import write_card
 from transformers_mage.hub.publishing import Publisher
 from transformers_mage.image_tokens import PIXEL_RANGE, pixel_range
-from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.pictures import save_picture
-from transformers_mage.training.publishing import card_facts
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import create_accelerator
 from transformers_mage.training.vqgan.adversarial import LOSSES, Adversary
@@ -44,11 +42,11 @@ from transformers_mage.training.vqgan.discriminator import PatchDiscriminator
 from transformers_mage.training.vqgan.held_out import HeldOutImages
 from transformers_mage.training.vqgan.objective import LossWeights, VQGANForTraining
 from transformers_mage.training.vqgan.perceptual import COMPARED, perceptual_distance
-from transformers_mage.training.vqgan.run import VQGANRun
+from transformers_mage.training.vqgan.run import VQGANRun, VQGANRunArguments
 
 
 @dataclass
-class VQGANArguments(TrainingArguments):
+class VQGANArguments(VQGANRunArguments):
     vq_config: dict = field(
         init=False,
         default_factory=dict,
@@ -248,7 +246,7 @@ def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
 
 def write_tokenizer(vqvae: VQModel, arguments: VQGANArguments, name: str):
     vqvae.save_pretrained(arguments.output_dir)
-    write_card(arguments.output_dir, card_facts(arguments, name, "tokenization"))
+    write_card(arguments.output_dir, arguments.card_facts(name, "tokenization"))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def test_classifier_and_probe(reference, kind):
     assert relative_error(logits, reference.recorded[f"{kind}.logits"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_the_exported_tokenizer(reference, tmp_path):
     """A fresh interpreter without this package: the stock `VQModel` has the recorded tokens and pixels."""
     vqvae = VQModel(**tokenizer_config(reference.tokenizer_weights))

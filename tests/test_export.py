@@ -9,6 +9,8 @@ from torch.export import Dim
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(small_config: MageConfig) -> MageForMaskedImageModeling:

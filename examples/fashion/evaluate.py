@@ -27,7 +27,7 @@ from transformers_mage.visualization import draw_steps
 from .images import load_split
 from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
 from .pictures import draw_images, draw_rows
-from .sampling import generate, to_uint8
+from .sampling import generate, load_pipeline, to_uint8
 from .scores import extract_features, fashion_scores, nearest_images
 
 HALF = IMAGE_SIZE // 2
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num_inpainted", type=int, default=1000, help="test images of which halves are hidden")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of a class-conditional model")
     parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
+    parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
 
     evaluation = Evaluation.open(arguments)
@@ -78,8 +79,7 @@ class Evaluation:
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> "Evaluation":
         judge = FashionJudge.load(arguments.judge / "model.safetensors")
-        pipe = MagePipeline.from_pretrained(arguments.model_name_or_path)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load_pipeline(arguments.model_name_or_path, arguments.bf16)
         test, train = (load_split(arguments.dataset_name, split) for split in ("test", "train"))
         return cls(arguments, judge, pipe, test, train, judge_images(judge, test[0]).features)
 

@@ -11,6 +11,17 @@ from transformers_mage import MagePipeline
 from .judge import as_grey
 
 
+def load_pipeline(name_or_path: str, bf16: bool = False) -> MagePipeline:
+    """A pipeline without progress bars; its weights are float32 even if it computes in bfloat16."""
+    pipe = MagePipeline.from_pretrained(name_or_path)
+    pipe.set_progress_bar_config(disable=True)
+    if bf16:
+        # For 50 tokens on a processor, in bfloat16, twice as fast as sdpa.
+        pipe.model.set_attn_implementation("eager")
+        pipe.model.forward = torch.autocast("cpu", torch.bfloat16)(pipe.model.forward)
+    return pipe
+
+
 def generate(
     pipe: MagePipeline, num_images: int, batch_size: int = 250, class_labels: Sequence[int] | None = None, **kwargs
 ) -> Tensor:

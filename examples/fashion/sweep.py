@@ -15,7 +15,7 @@ from transformers_mage import MagePipeline, MageScheduler
 
 from .images import load_split
 from .judge import FashionJudge, judge_images
-from .sampling import generate
+from .sampling import generate, load_pipeline
 from .scores import fashion_scores
 
 
@@ -31,12 +31,12 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--temperature", type=float, nargs="+", default=[3.0, 6.0, 12.0])
     parser.add_argument("--token_temperature", type=float, nargs="+", default=[1.0])
     parser.add_argument("--guidance_scale", type=float, nargs="+", help="of a class-conditional model")
+    parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
 
     judge = FashionJudge.load(arguments.judge / "model.safetensors")
     references = judge_images(judge, load_split(arguments.dataset_name, "validation")[0]).features
-    pipe = MagePipeline.from_pretrained(arguments.model_name_or_path)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(arguments.model_name_or_path, arguments.bf16)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     table = arguments.output_dir / "sweep.jsonl"
     for settings in untried(all_settings(arguments), table):

@@ -1,7 +1,7 @@
 """MAGE model configuration."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -89,6 +89,10 @@ class MageConfig(PreTrainedConfig):
     """
 
     model_type = "mage"
+
+    if TYPE_CHECKING:
+        # Set in any case by then, with numbers for keys.
+        id2label: dict[int, str]
 
     codebook_size: int = 1024
     image_size: int | list[int] | tuple[int, int] = 256
@@ -225,8 +229,15 @@ class MageConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "class_dropout_prob")
-        names += ("representation_dropout_prob", "label_smoothing", "classifier_label_smoothing")
+        names = (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "drop_path_rate",
+            "class_dropout_prob",
+            "representation_dropout_prob",
+            "label_smoothing",
+            "classifier_label_smoothing",
+        )
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")

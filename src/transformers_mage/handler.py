@@ -129,7 +129,9 @@ class EndpointHandler:
 
     def _subject(self, inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
         """What `inputs` is: an image to edit, or what the pipeline takes first, a class, several or a number."""
-        subject = {name: parameters[name] for name in ("num_images", "class_labels") if name in parameters}
+        subject: dict[str, Any] = {
+            name: parameters[name] for name in ("num_images", "class_labels") if name in parameters
+        }
         images = {name: parameters[name] for name in ("image", "mask_image") if name in parameters}
         if "image" not in images and any(name in parameters for name in _EDITING):
             images["image"] = inputs

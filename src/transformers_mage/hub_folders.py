@@ -244,7 +244,7 @@ def push_folder(
         _complete_card(folder, repo_id, api, list(tags or []))
         commit = api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=Path(folder),
             allow_patterns=[*PUBLISHED, *also],
             delete_patterns=weight_patterns(variant) if _holds_weights(folder, variant) else None,
             commit_message=commit_message or "Upload model",

@@ -27,6 +27,9 @@ class ImageNetwork(nn.Module):
         mean, std (`tuple[float, ...]`): what it expects images to be normalised with.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)

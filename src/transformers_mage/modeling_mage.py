@@ -116,7 +116,11 @@ class MageEmbeddings(nn.Module):
         self.word_embeddings = MageWordEmbeddings(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.sequence_length, config.hidden_size))
         self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
-        self.representation_embeddings = MageRepresentationEmbeddings(config) if config.representation_size else None
+        self.representation_embeddings = (
+            MageRepresentationEmbeddings(config.representation_size, config.hidden_size)
+            if config.representation_size
+            else None
+        )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -158,10 +162,10 @@ class MageRepresentationEmbeddings(nn.Module):
     2312.03701, section 3.3). Images without one get a learned empty representation.
     """
 
-    def __init__(self, config: MageConfig):
+    def __init__(self, representation_size: int, hidden_size: int):
         super().__init__()
-        self.projection = nn.Linear(config.representation_size, config.hidden_size)
-        self.empty = nn.Parameter(torch.empty(1, config.representation_size))
+        self.projection = nn.Linear(representation_size, hidden_size)
+        self.empty = nn.Parameter(torch.empty(1, representation_size))
 
     def forward(self, representations: torch.FloatTensor | None, batch_size: int) -> torch.Tensor:
         """(batch_size, 1, hidden_size) of `(batch_size, representation_size)`, rows of NaN being empty."""
@@ -432,7 +436,7 @@ class MagePreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """Refuses: the vocabulary is the tokenizer's codes, with special tokens after them."""
         vocab_size = self.config.vocab_size
         if new_num_tokens not in (None, vocab_size) or (pad_to_multiple_of and vocab_size % pad_to_multiple_of):
@@ -441,7 +445,7 @@ class MagePreTrainedModel(PreTrainedModel):
                 f"{self.config.codebook_size} codes of its tokenizer and what comes after them. Make a new model with "
                 "`MageConfig(codebook_size=...)` for a tokenizer with another number of codes."
             )
-        return self.get_input_embeddings()
+        return self.get_input_embeddings()  # type: ignore[return-value]  # transformers calls its own a `Module`
 
     def save_pretrained(
         self,
@@ -743,8 +747,8 @@ class MageModel(MagePreTrainedModel):
         if pixel_values is not None:
             input_ids = self.get_image_tokens(pixel_values).to(pixel_values.device)
         else:
+            assert input_ids is not None
             _check_image_tokens(input_ids, self.config.codebook_size, self.config.mask_token_id)
-        assert input_ids is not None
         grid = self._grid_of(input_ids)
         if grid != self.config.grid_size and not interpolate_pos_encoding:
             raise ValueError(

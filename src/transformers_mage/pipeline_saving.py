@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,8 +20,14 @@ logger = logging.get_logger(__name__)
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
+# Not at runtime: diffusers expects one pipeline, no more, in the code that a folder carries.
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Pipeline
+else:
+    _Pipeline = object
 
-class PipelineSavingMixin:
+
+class PipelineSavingMixin(_Pipeline):
     """
     Loading and saving of one folder that serves transformers and diffusers alike: the weights lie in its root, where
     diffusers does not look for a component's.
@@ -143,17 +149,24 @@ class PipelineSavingMixin:
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"`save_directory` must be a folder, and {save_directory} is a file.")
-        if push_to_hub:
-            repo_id = check_repository(repo_id or Path(save_directory).resolve().name, token, private)
+        name = repo_id or Path(save_directory).resolve().name
+        target = check_repository(name, token, private) if push_to_hub else None
         if not safe_serialization:
             logger.warning("`safe_serialization=False` is not done: a MagePipeline's weights are always safetensors.")
         carries_code = (push_to_hub or not IS_INSTALLED) if with_code is None else with_code
         self._save_parts(Path(save_directory), variant, max_shard_size)
         (write_code if carries_code else remove_code)(save_directory)
-        if push_to_hub:
-            message = commit_message or "Upload MagePipeline"
-            pushing = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-            push_folder(save_directory, repo_id, commit_message=message, variant=variant, **pushing)
+        if target is not None:
+            push_folder(
+                save_directory,
+                target,
+                private=private,
+                token=token,
+                commit_message=commit_message or "Upload MagePipeline",
+                revision=revision,
+                create_pr=create_pr,
+                variant=variant,
+            )
 
     def _save_parts(self, folder: Path, variant: str | None, max_shard_size: int | str):
         self.model.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
@@ -207,9 +220,16 @@ class PipelineSavingMixin:
         repo_id = check_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, max_shard_size, with_code=True)
-            message = commit_message or "Upload MagePipeline"
-            pushing = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-            return push_folder(folder, repo_id, commit_message=message, variant=variant, **pushing)
+            return push_folder(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message or "Upload MagePipeline",
+                revision=revision,
+                create_pr=create_pr,
+                variant=variant,
+            )
 
 
 def _dtype_of(dtype: torch.dtype | dict | None) -> torch.dtype | None:

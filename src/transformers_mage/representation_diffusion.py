@@ -52,6 +52,7 @@ class RepresentationDiffusionBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor, time: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         branch = self.linear1(F.silu(self.norm1(hidden_states))) + self.time_proj(F.silu(time))
         if self.class_proj is not None:
+            assert classes is not None
             branch = branch + self.class_proj(F.silu(classes))
         return hidden_states + self.linear2(self.dropout(F.silu(self.norm2(branch))))
 
@@ -95,11 +96,12 @@ class RepresentationDiffusionModel(ModelMixin, ConfigMixin):
         self.input_proj = nn.Linear(representation_size, hidden_size)
         class_size = class_embedding_size if num_classes else None
         sizes = (hidden_size, bottleneck_size, time_embedding_size, class_size, dropout)
-        self.blocks = nn.ModuleList([RepresentationDiffusionBlock(*sizes) for _ in range(num_blocks)])
+        blocks = [RepresentationDiffusionBlock(*sizes) for _ in range(num_blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6)
         self.linear_out = nn.Linear(hidden_size, representation_size)
         # It starts as the identity over its input's projection, and predicts 0.
-        for last in (self.linear_out, *(block.linear2 for block in self.blocks)):
+        for last in (self.linear_out, *(block.linear2 for block in blocks)):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -129,7 +131,9 @@ class RepresentationDiffusionModel(ModelMixin, ConfigMixin):
             raise ValueError(f"The model has {have}, but `class_labels` is {class_labels}.")
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
-        classes = None if class_labels is None else self.class_embedding(class_labels)
+        classes = None
+        if self.class_embedding is not None and class_labels is not None:
+            classes = self.class_embedding(class_labels)
         hidden_states = self.input_proj(sample)
         for block in self.blocks:
             hidden_states = block(hidden_states, time, classes)

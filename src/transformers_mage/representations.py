@@ -108,7 +108,12 @@ class RepresentationEncoder(nn.Module):
                 f"{self.source.model_name_or_path} reads pixels, but tokens were given. Train on images, not on "
                 "a token cache, or take the representations of a MAGE model with the same tokenizer."
             )
-        inputs = {"pixel_values": self._prepare(pixel_values)} if input_ids is None else {"input_ids": input_ids}
+        if input_ids is not None:
+            inputs = {"input_ids": input_ids}
+        elif pixel_values is not None:
+            inputs = {"pixel_values": self._prepare(pixel_values)}
+        else:
+            raise ValueError("Pass either `pixel_values` or `input_ids`, got neither.")
         outputs = self.model(**inputs, output_hidden_states=self.source.layer != -1 or self.reads_tokens)
         return standardize(self._pool(outputs).float())
 
@@ -120,8 +125,9 @@ class RepresentationEncoder(nn.Module):
             return pixel_values
         if pixel_values.shape[1] == 1:
             pixel_values = pixel_values.expand(-1, len(mean), -1, -1)
-        mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in (mean, std))
-        return (pixel_values - mean) / std
+        assert std is not None
+        shift, scale = (pixel_values.new_tensor(values)[:, None, None] for values in (mean, std))
+        return (pixel_values - shift) / scale
 
     def _pool(self, outputs: Any) -> torch.Tensor:
         if self.source.pooling == "pooler":

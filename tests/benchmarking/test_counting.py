@@ -8,6 +8,8 @@ from tests.in_process import ROOT
 from transformers_mage.benchmarking.counting import CountedWork, count_flops, meta_model
 from transformers_mage.benchmarking.workloads import ON_HOST, WORKLOADS
 
+pytestmark = pytest.mark.slow
+
 RECORDED = [CountedWork(**row) for row in json.loads((ROOT / "docs" / "counted_work.json").read_text())]
 
 

@@ -99,3 +99,12 @@ def test_a_limit_takes_the_first_rows(parquet: Path, tmp_path: Path):
         spec = DatasetSpec(str(tmp_path / "*.parquet"), limit=2, streaming=streaming)
         assert [row["label"] for row in load_split(spec)] == [0, 1]
         assert len(labels(tmp_path / "*.parquet", "train", limit=9)) == 3
+
+
+def test_the_only_split_need_not_be_named(tmp_path):
+    images = Dataset.from_dict({"image": [1, 2]})
+    DatasetDict({"test": images}).save_to_disk(tmp_path / "one")
+    assert len(load_split(DatasetSpec(str(tmp_path / "one"), split=None))) == 2
+    DatasetDict({"test": images, "train": images}).save_to_disk(tmp_path / "two")
+    with pytest.raises(DataError, match=r"two cannot be loaded: it has the splits \['test', 'train'\]"):
+        load_split(DatasetSpec(str(tmp_path / "two"), split=None))

@@ -29,6 +29,7 @@ def test_the_judge_knows_real_digits(dataset):
     assert digits.score_inpainting(judge, images, images) == 1.0
 
 
+@pytest.mark.slow
 def test_the_judge_is_hardly_ever_sure_of_junk(dataset):
     judge = digits.DigitJudge(dataset["train"])
     images = dataset["test"]["image"][:]

@@ -29,7 +29,7 @@ def test_one_run_for_each_dataset_number_of_shots_and_seed():
         ({"model_name_or_path": "m", "num_seeds": 0}, "`--num_seeds` must be at least 1, got 0"),
         ({"model_name_or_path": "m", "max_eval_samples": 0}, "`--max_eval_samples` must be at least 1, got 0"),
         ({"model_name_or_path": "m", "shots_per_class": [5, -1]}, r"must be 0 or more, got \[5, -1\]"),
-        ({"model_name_or_path": "m", "label_fraction": float("nan")}, r"must lie in \(0, 1\], got nan"),
+        ({"model_name_or_path": "m", "label_fraction": float("nan")}, "must be more than 0 and at most 1, got nan"),
         ({"model_name_or_path": "m", "label_fraction": 0.1, "shots_per_class": [5]}, "Say either"),
     ],
 )

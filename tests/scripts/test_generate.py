@@ -183,7 +183,7 @@ def test_mistakes_end_with_a_message_and_no_folder(generate, flags, tmp_path, mo
 
 
 def test_wrong_flags_are_refused(generate, flags, capsys):
-    for more, message in ((["--num_images", "0"], "at least 1, got 0"), (["--seed", "-1"], "0 or more, got -1")):
+    for more, message in ((["--num_images", "0"], "at least 1, got 0"), (["--seed", "-1"], "at least 0, got -1")):
         with pytest.raises(SystemExit):
             generate.main([*flags, *more])
         assert message in capsys.readouterr().err

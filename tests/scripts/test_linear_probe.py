@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_said(linear_probe: Script, flags, tmp_path, extr
 
 def test_wrong_flags_are_refused(linear_probe: Script, flags, capsys):
     for extra, message in (
-        (["--label_fraction", "2"], "must lie in (0, 1], got 2.0"),
+        (["--label_fraction", "2"], "must be more than 0 and at most 1, got 2.0"),
         (["--penalty", "-1"], "`--penalty` must be at least 0, got -1.0"),
         (["--penalty", "nan"], "`--penalty` must be a finite number, got nan"),
         (["--num_neighbours", "0"], "`--num_neighbours` must be at least 1, got 0"),
@@ -100,3 +100,11 @@ def test_wrong_flags_are_refused(linear_probe: Script, flags, capsys):
         with pytest.raises(SystemExit):
             linear_probe([*flags, *extra])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [[], ["--cached_features"]], ids=["lars", "cached"])
+def test_what_was_trained_on_is_not_evaluated_on_by_mistake(linear_probe: Script, flags, colours, tmp_path, extra):
+    """A data set that was saved alone has one split."""
+    load_from_disk(colours)["train"].save_to_disk(tmp_path / "alone")
+    with pytest.raises(SystemExit, match=r'The split "nope" of .*alone cannot be loaded: it has the splits'):
+        linear_probe([*flags, *extra, "--dataset_name", tmp_path / "alone", "--validation_split", "nope"])

@@ -11,6 +11,8 @@ from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
 from transformers_mage.data.token_cache import CachedTokens
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[[list[str]], None]
 
 TRAINING = ["--max_train_steps", "2", "--learning_rate", "0.01", "--checkpointing_steps", "0"]

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tests.in_process import MODEL_FLAGS
 from transformers_mage import MagePipeline
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[[list[str]], None]
 CLASS_EMBEDDINGS = "mage.embeddings.class_embeddings.weight"
 

@@ -48,6 +48,7 @@ def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list
     assert images.images.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [

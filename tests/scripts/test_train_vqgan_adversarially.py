@@ -19,6 +19,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from tests.in_process import VQ_FLAGS, in_child, load_script
 from tests.reference import relative_error
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[[list[str]], None]
 
 GAME = ["--adversarial_weight", "0.5", "--discriminator_channels", "4", "--discriminator_levels", "1"]

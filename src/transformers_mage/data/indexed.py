@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .batches import Batch, DataError, EndlessBatches, Loading, stack_views
 from .images import BrokenImageError, center_view, open_image, size_of, to_array
 from .labels import class_column
@@ -129,8 +129,6 @@ class IndexedSource:
     """
 
     def __init__(self, dataset: BatchedDataset, loading: Loading):
-        if not len(dataset):
-            raise DataError("There are no images to train on: the split is empty, or all of them are broken.")
         self.dataset = dataset
         self.loading = loading
         self.num_samples: int | None = len(dataset)
@@ -179,7 +177,7 @@ def decode_images(
     images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
     kept: list[int] = []
     column = dataset.select_columns([image_column])
-    for i, row in enumerate(tqdm(column, desc="Decoding images", leave=False, disable=None)):
+    for i, row in enumerate(progress_bar(column, desc="Decoding images", leave=False)):
         try:
             image = open_image(row[image_column], channels)
         except BrokenImageError:
@@ -202,6 +200,4 @@ def validation_images(
             continue
         if len(images) == limit:
             break
-    if not images:
-        raise DataError("There are no images to validate on: the split is empty, or all of them are broken.")
     return torch.stack(images)

@@ -1,7 +1,7 @@
 """Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ class DatasetSpec:
         name (`str`): a folder of `save_to_disk`, of parquet files, of webdataset shards or of images; a pattern or
             address of parquet or tar files; or a name on the Hub.
         config_name (`str`, *optional*): the configuration, if there are several.
-        split (`str`): one of its splits.
+        split (`str`, *optional*): one of its splits; None is the only one.
         columns ([`Columns`]): what the columns are called.
         limit (`int`, *optional*): take the first rows only.
         streaming (`bool`): read while training rather than before.
@@ -49,7 +49,7 @@ class DatasetSpec:
 
     name: str
     config_name: str | None = None
-    split: str = "train"
+    split: str | None = "train"
     columns: Columns = USUAL_COLUMNS
     limit: int | None = None
     streaming: bool = False
@@ -71,7 +71,8 @@ def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
     except (OSError, ValueError, KeyError, TarError, datasets.exceptions.DatasetGenerationError) as error:
         is_vague = isinstance(error, datasets.exceptions.DatasetGenerationError)
         reason = (error.__cause__ if is_vague else None) or error
-        raise DataError(f'The split "{spec.split}" of {spec.name} cannot be loaded: {reason}') from error
+        what = f'The split "{spec.split}" of {spec.name}' if spec.split else spec.name
+        raise DataError(f"{what} cannot be loaded: {reason}") from error
     if spec.limit is None:
         return dataset
     return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))
@@ -131,23 +132,28 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
     for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
         files = _files_by_split(name, suffix)
         if files:
-            _check_split(split, files)
-            return load_dataset(builder, data_files={split: files[split]}, split=split, streaming=streaming)
+            found = _found_split(split, files)
+            return load_dataset(builder, data_files={found: files[found]}, split=found, streaming=streaming)
     if folder.is_dir():
-        return load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
-    return _load_by_name(spec)
+        splits = load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
+    else:
+        splits = _load_by_name(spec)
+    return splits if split else splits[_found_split(split, splits)]
 
 
-def _split_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
+def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
     """What was saved alone is one split: that which it was taken from, or "train"."""
     splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or datasets.Split.TRAIN): dataset}
-    _check_split(split, splits)
-    return splits[split]
+    return splits[_found_split(split, splits)]
 
 
-def _check_split(split: str, splits: Iterable[str]):
-    if split not in splits:
+def _found_split(split: str | None, splits: Collection[str]) -> str:
+    """The one that is named, or else the only one."""
+    if split is None and len(splits) == 1:
+        return next(iter(splits))
+    if split is None or split not in splits:
         raise ValueError(f"it has the splits {list(splits)}")
+    return split
 
 
 def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:

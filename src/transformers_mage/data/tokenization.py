@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
-from tqdm.auto import tqdm
 
-from ..configuration_mage import MageConfig
 from ..files import FolderError
 from ..hub_folders import fetch_folder, weight_patterns
 from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
 from ..modeling_mage import MageModel
+from ..progress import progress_bar
 from ..vq_shortcuts import skip_noop_layers
 from .batches import Batch
 from .indexed import validation_images
@@ -51,8 +50,8 @@ def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQ
         _check_class(config, where)
         model_class = MageModel if "vq_config" in config else VQModel
         # transformers takes no subfolder for none, rather than `None`.
-        options: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
-        model = model_class.from_pretrained(folder, **options)
+        place: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
+        model = model_class.from_pretrained(folder, **place)
     except TokenizerError:
         raise
     except (OSError, ValueError) as error:
@@ -168,12 +167,6 @@ def build_tokenizer(values: dict[str, Any]) -> VQModel:
         raise ValueError(f"The recipe's `vq_config` makes no tokenizer: {type(error).__name__}: {error}") from error
 
 
-def image_size(config: MageConfig) -> tuple[int, int]:
-    """Height and width in pixels."""
-    rows, columns = config.grid_size
-    return rows * config.patch_size, columns * config.patch_size
-
-
 def tokenize(tokenizer: VQModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """(batch_size, sequence_length) codes of images (batch_size, channels, height, width) in [0, 1]."""
     return encode_images(tokenizer, pixel_values).flatten(1)
@@ -213,13 +206,13 @@ def tokenize_views(
         `torch.Tensor` of shape `(num_images, num_views, sequence_length)`, int32.
     """
     batches = images.split(batch_size)
-    with tqdm(total=num_views * len(batches), desc="Encoding views", leave=False, disable=None) as progress_bar:
+    with progress_bar(total=num_views * len(batches), desc="Encoding views", leave=False) as progress:
         tokens = []
         for _ in range(num_views):
             codes = []
             for batch in batches:
                 codes.append(tokenize(tokenizer, views(batch.to(tokenizer.device))).int().cpu())
-                progress_bar.update()
+                progress.update()
             tokens.append(torch.cat(codes))
     return torch.stack(tokens, dim=1)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -151,14 +151,14 @@ def pipeline_tag(facts: CardFacts) -> str:
     return "image-classification" if facts.task == "classification" else "image-to-image"
 
 
-def is_hub_name(name: str | None) -> bool:
+def is_hub_name(name: str | None) -> TypeGuard[str]:
     """Whether it names a repository rather than a folder."""
-    return bool(name) and bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+    return name is not None and _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def save_samples(folder: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     """Writes pictures for the gallery, and gives what the card's header says about them."""
-    widget = []
+    widget: list[dict[str, Any]] = []
     for number, sample in enumerate(samples):
         path = Path("pictures", f"sample-{number}.png")
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -281,8 +281,9 @@ def _snippets(facts: CardFacts) -> tuple[str, str]:
         call = 'classify = pipeline("image-classification", {name}{trust})\nclassify("image.png")'
         load = "from transformers import pipeline\n\n" + call
         return "import transformers_mage\n" + load.format(name=name, trust=""), load.format(name=name, trust=_TRUST)
-    first = json.dumps(facts.config.id2label[0], ensure_ascii=False) if facts.is_conditional else ""
-    guidance = ", guidance_scale=2.0" if facts.is_conditional and facts.config.class_dropout_prob > 0 else ""
+    config = facts.config if facts.is_conditional else None
+    first = "" if config is None else json.dumps(config.id2label[0], ensure_ascii=False)
+    guidance = ", guidance_scale=2.0" if config is not None and config.class_dropout_prob > 0 else ""
     call = f"pipe({first}{guidance}).images[0]"
     features = (
         "\n\nprocessor = AutoImageProcessor.from_pretrained({name})\n"

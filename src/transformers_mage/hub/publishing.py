@@ -129,8 +129,10 @@ class Publisher:
 
     def _send(self, message: str, also: tuple[str, ...]) -> str:
         to = self.publication
-        place = {"private": to.private, "token": to.token}
-        return push_folder(self.folder, to.repo_id, commit_message=message, also=also, **place)
+        assert to.repo_id is not None
+        return push_folder(
+            self.folder, to.repo_id, private=to.private, token=to.token, commit_message=message, also=also
+        )
 
     def _checkpoint_files(self, checkpoint: Path | None) -> tuple[str, ...]:
         if checkpoint is None or self.publication.strategy == "every_save":

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -13,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.images import BrokenImageError, open_image, to_array
+from ..data.labelled_images import encoded_images
+from ..data.loading import USUAL_COLUMNS, Columns, DatasetSpec, find_columns, load_split
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -23,14 +24,14 @@ class ImageCollection(Dataset):
     Args:
         path (`str` or `Path`): a folder of image files, at any depth; a folder of webdataset shards (`*.tar`); an
             `.npz` with an array of uint8 `(N, H, W, C)`, which is read at once; a dataset saved with `save_to_disk`;
-            or anything else that `datasets.load_dataset` loads.
+            or anything else that [`DatasetSpec`] names.
         split (`str`, *optional*): the split of a dataset with several.
         image_column (`str`, *optional*): the column with images; by default the only one of that type.
         resolution (`int`, *optional*): resize the shorter side to this (bicubic) and crop the centre.
         channels (`int`, *optional*, defaults to 3): 3 for RGB, or 1 for grey.
 
     Raises:
-        FileNotFoundError, ValueError: when there are no images; the message says what was looked for.
+        DataError, FileNotFoundError, ValueError: when there are no images; the message says what was looked for.
     """
 
     def __init__(
@@ -92,14 +93,13 @@ def _reader(path: Path, split: str | None, image_column: str | None) -> tuple[in
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
         if files or not any(path.iterdir()):
             return len(files), lambda index: {"path": str(files[index])}
-    rows = _load_rows(path, split)
-    column = image_column or _image_column(rows, path)
-    if column not in rows.column_names:
-        raise ValueError(f'{path} has no column "{column}"; it has {rows.column_names}.')
-    if not isinstance(rows.features[column], datasets.Image):
-        raise ValueError(f'The column "{column}" of {path} holds {rows.features[column]}, not images.')
-    rows = rows.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    return len(rows), lambda index: rows[index][column]
+    if path.is_absolute() and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    columns = Columns(image_column or USUAL_COLUMNS.image, label=None)
+    rows = load_split(DatasetSpec(str(path), split=split))
+    column = find_columns(rows, columns).image
+    images = encoded_images(rows, column)
+    return len(images), lambda index: images[index][column]
 
 
 def _npz_images(path: Path) -> np.ndarray:
@@ -127,26 +127,3 @@ def _read_member(shard: Path, offset: int, size: int) -> dict[str, bytes]:
     with shard.open("rb") as file:
         file.seek(offset)
         return {"bytes": file.read(size)}
-
-
-def _load_rows(path: Path, split: str | None) -> datasets.Dataset:
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        rows = datasets.load_from_disk(str(path))
-    elif path.is_absolute() and not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    else:
-        rows = datasets.load_dataset(str(path))
-    if not isinstance(rows, dict):
-        return rows
-    split = split or (next(iter(rows)) if len(rows) == 1 else None)
-    if split not in rows:
-        raise ValueError(f"{path} has the splits {sorted(rows)}; choose one with `split` (got {split}).")
-    return rows[split]
-
-
-def _image_column(rows: datasets.Dataset, path: Path) -> str:
-    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    if len(columns) != 1:
-        found = f"the image columns {columns}" if columns else f"no image column among {rows.column_names}"
-        raise ValueError(f"{path} has {found}; choose one with `image_column`.")
-    return columns[0]

@@ -8,7 +8,7 @@ from typing import Self
 
 from accelerate import Accelerator
 
-from ..command_line import argument
+from ..command_line import argument, check_numbers
 from ..data.arguments import DataArguments
 from ..data.batches import DataError, Loading
 from ..data.labelled_images import LabelledImages
@@ -68,15 +68,10 @@ class ClassificationArguments(DataArguments):
             raise ValueError("Say which model to start from: `--model_name_or_path FOLDER_OR_NAME`.")
         if self.streaming:
             raise ValueError("Classes are counted and subsets drawn before training: leave `--streaming` out.")
-        for name in ("eval_batch_size", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.max_eval_samples is not None and self.max_eval_samples < 1:
-            raise ValueError(f"`--max_eval_samples` must be at least 1, got {self.max_eval_samples}.")
+        check_numbers(self, "eval_batch_size num_seeds max_eval_samples", at_least=1)
+        check_numbers(self, "label_fraction", more_than=0, at_most=1)
         if any(shots < 0 for shots in self.shots_per_class):
             raise ValueError(f"`--shots_per_class` must be 0 or more, got {self.shots_per_class}.")
-        if self.label_fraction is not None and not 0 < self.label_fraction <= 1:
-            raise ValueError(f"`--label_fraction` must lie in (0, 1], got {self.label_fraction}.")
         if self.label_fraction is not None and any(self.shots_per_class):
             raise ValueError("Say either `--shots_per_class` or `--label_fraction`.")
 

@@ -1,15 +1,24 @@
 """What every training script can be told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from ..command_line import argument, check_numbers
+from ..command_line import argument, as_flat_dict, check_numbers
+from ..configuration_mage import MageConfig
 from ..data.arguments import DataArguments
 from ..data.batches import Loading, Share
+from ..hub.model_card import CardFacts, Sample, Task
 from ..hub.publishing import HUB_STRATEGIES, Publication
+
+# What a recipe has to do with this machine rather than with the model.
+_LOCAL = (
+    *("output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_strategy"),
+    *("hub_private_repo", "with_code", "token_cache", "dataloader_num_workers", "dataloader_timeout"),
+)
 
 
 @dataclass
@@ -100,6 +109,24 @@ class TrainingArguments(DataArguments):
             self.hub_strategy,
             private=self.hub_private_repo,
             with_code=self.with_code,
+        )
+
+    def card_facts(
+        self, name: str, task: Task, config: MageConfig | None = None, samples: Sequence[Sample] = ()
+    ) -> CardFacts:
+        """What the card of the trained model tells; `name` is its repository's or its folder's."""
+        recipe = {key: value for key, value in as_flat_dict(self).items() if key not in _LOCAL and value is not None}
+        started_from = getattr(self, "pretrained_model_name_or_path", getattr(self, "model_name_or_path", None))
+        return CardFacts(
+            name=name,
+            task=task,
+            config=config,
+            dataset_name=self.dataset_name,
+            base_model=started_from,
+            recipe=recipe,
+            metrics_file=Path(self.output_dir, "metrics.jsonl"),
+            samples=samples,
+            carries_code=self.publication.carries_code,
         )
 
     def loading(self, accelerator: Accelerator) -> Loading:

@@ -12,12 +12,14 @@ from torch import nn
 from transformers import ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
-from ..data.tokenization import image_size
+from ..hub.gallery import sample_gallery
+from ..hub.model_card import write_card
 from ..image_tokens import vq_config_of
 from ..masking import MageMasks, sample_masks
 from ..modeling_mage import MageForMaskedImageModeling, MageMaskedImageModelingOutput
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
+from .arguments import TrainingArguments
 from .contrastive import Contrast, ProjectionHead, info_nce
 from .tracking import Metric, loss_by_mask_ratio
 from .vqgan.codebook import code_counts, code_perplexity
@@ -194,7 +196,7 @@ def save_model(
     weights = {name.removeprefix("mage."): value for name, value in state.items() if name.startswith("mage.")}
     tokenizer_weights = {f"mage.vqvae.{name}": value for name, value in tokenizer.state_dict().items()}
     model.load_state_dict(weights | tokenizer_weights)
-    height, width = image_size(config)
+    height, width = config.image_height_width
     processor = ViTImageProcessorPil(
         size={"height": height, "width": width},
         do_normalize=False,
@@ -203,3 +205,11 @@ def save_model(
     pipe = MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor)
     pipe.save_pretrained(folder)
     return pipe
+
+
+def write_generator(
+    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, arguments: TrainingArguments, name: str
+):
+    """Writes the folder of a pre-trained model, with a card that shows what it makes."""
+    pipe = save_model(state, config, tokenizer, arguments.output_dir)
+    write_card(arguments.output_dir, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))

@@ -5,9 +5,9 @@ import datetime
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +19,18 @@ from tqdm.auto import tqdm
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
+from ..hub.publishing import Publisher
 from ..processes import end_with_launcher
 from .arguments import TrainingArguments
-from .checkpointing import Progress, changed_settings, checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpointing import (
+    PREFIX,
+    Progress,
+    changed_settings,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
 from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
@@ -32,8 +41,10 @@ logger = get_logger(__name__)
 # Asking all processes and the device whether something is wrong makes an accelerator wait.
 MICRO_BATCHES_BETWEEN_SYNCS = 10
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class TrainingRun:
+
+class TrainingRun(Generic[Model]):
     """
     One run of a training script.
 
@@ -85,7 +96,7 @@ class TrainingRun:
         """Images in one update."""
         return self.samples_per_micro_batch * self.accelerator.gradient_accumulation_steps
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    def prepare(self, model: Model, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """Wraps the model for the topology, and makes its optimizer, unless given, schedule and moving average."""
         accelerator, arguments = self.accelerator, self.arguments
         if accelerator.state.deepspeed_plugin is not None:
@@ -111,6 +122,28 @@ class TrainingRun:
         """Calls `function` in all processes every so many updates, and after the last one; never if `steps` is 0."""
         if steps:
             self.every.append((steps, function))
+
+    def publish_checkpoints(self, publisher: Publisher, write: Callable[[dict[str, torch.Tensor]], None]):
+        """
+        Lets the model so far follow each checkpoint to the Hub, where `--hub_strategy` says so. All processes call it.
+
+        Args:
+            write (`Callable`): writes the folder of the model with these weights.
+        """
+
+        def publish():
+            # Uploads end in the main process, and gathering a sharded model takes all of them.
+            [is_free] = broadcast_object_list([publisher.is_free])
+            if not is_free or self.progress.step == self.total_steps:
+                return
+            with self.evaluation_weights():
+                state = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                checkpoint = Path(self.arguments.output_dir, f"{PREFIX}{self.progress.step}")
+                publisher.publish_checkpoint(self.progress.step, lambda: write(state), checkpoint)
+
+        if publisher.publication.follows_checkpoints:
+            self.after_saving.append(publish)
 
     def start(self):
         """
@@ -229,7 +262,7 @@ class TrainingRun:
         number = self.batch_start * self.accelerator.num_processes + self.accelerator.process_index
         return torch.Generator().manual_seed((self.arguments.seed * 1_000_003 + number) % 2**63)
 
-    def update(self, loss: torch.Tensor, metrics: dict[str, Metric]):
+    def update(self, loss: torch.Tensor, metrics: Mapping[str, Metric]):
         """
         Backward, and with an update's last micro-batch its step; then whatever is due: logging, a checkpoint.
 
@@ -240,8 +273,7 @@ class TrainingRun:
         """
         accelerator = self.accelerator
         accelerator.backward(loss)
-        metrics |= self.clip_and_step()
-        self.averages.add(metrics)
+        self.averages.add({**metrics, **self.clip_and_step()})
         self.losses.append(loss.detach())
         self.progress.samples_seen += self.samples_per_micro_batch
         if accelerator.sync_gradients:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ class Averages:
         self.accelerator = accelerator
         self.sums: dict[str, torch.Tensor] = {}
 
-    def add(self, metrics: dict[str, Metric]):
+    def add(self, metrics: Mapping[str, Metric]):
         """Takes a micro-batch's values, or (sum, weight) of values that count for more or less than one."""
         device = self.accelerator.device
         for name, value in metrics.items():

@@ -14,13 +14,13 @@ def model(tokenizer: VQModel) -> VQModelForTraining:
 
 def test_reconstruction_is_that_of_the_stock_model(model: VQModelForTraining):
     pixels = torch.rand(2, 1, 4, 4)
-    output = model(pixels)
+    output = model.autoencode(pixels)
     torch.testing.assert_close(output.reconstruction, model.vqvae(pixels).sample)
     assert output.token_ids.shape == (2, 2, 2)
 
 
 def test_gradients_pass_straight_through_the_quantisation(model: VQModelForTraining):
-    output = model(torch.rand(2, 1, 4, 4))
+    output = model.autoencode(torch.rand(2, 1, 4, 4))
     output.reconstruction_loss.backward()
     assert model.vqvae.encoder.conv_in.weight.grad.abs().sum() > 0
     assert model.vqvae.quantize.embedding.weight.grad is None
@@ -28,11 +28,11 @@ def test_gradients_pass_straight_through_the_quantisation(model: VQModelForTrain
 
 def test_codes_move_to_latents_and_latents_to_codes(model: VQModelForTraining):
     pixels = torch.rand(2, 1, 4, 4)
-    model(pixels).codebook_loss.backward()
+    model.autoencode(pixels).codebook_loss.backward()
     assert model.vqvae.encoder.conv_in.weight.grad is None
     assert model.vqvae.quantize.embedding.weight.grad.abs().sum() > 0
     model.zero_grad(set_to_none=True)
-    model(pixels).commitment_loss.backward()
+    model.autoencode(pixels).commitment_loss.backward()
     assert model.vqvae.encoder.conv_in.weight.grad.abs().sum() > 0
     assert model.vqvae.quantize.embedding.weight.grad is None
 
@@ -42,7 +42,7 @@ def test_an_exported_model_of_normalised_codes_gives_the_same_tokens_and_images(
     model = VQModelForTraining(VQModel.from_config(tokenizer.config), normalize_codes=True)
     model.vqvae.quantize.embedding.weight.data.normal_()
     pixels = torch.rand(2, 1, 4, 4)
-    made = model(pixels)
+    made = model.autoencode(pixels)
 
     exported = model.export()
 

@@ -43,6 +43,9 @@ class LeCam(nn.Module):
     neither depends on how the images are spread over processes and passes.
     """
 
+    real: Tensor
+    fake: Tensor
+
     def __init__(self, decay: float = 0.999):
         super().__init__()
         self.decay = decay

@@ -46,6 +46,8 @@ class VQModelForTraining(nn.Module):
             and images. Only the latents that its `encode` returns are not normalised.
     """
 
+    usage: Tensor
+
     def __init__(self, vqvae: VQModel, l1_share: float = 0.5, normalize_codes: bool = False):
         super().__init__()
         self.vqvae = vqvae
@@ -53,7 +55,7 @@ class VQModelForTraining(nn.Module):
         self.normalize_codes = normalize_codes
         self.register_buffer("usage", torch.zeros(vqvae.config.num_vq_embeddings))
 
-    def forward(self, pixel_values: torch.FloatTensor) -> Autoencoding:
+    def autoencode(self, pixel_values: torch.FloatTensor) -> Autoencoding:
         latents, codebook = self.vqvae.quant_conv(self.vqvae.encoder(pixel_values)), self.codebook()
         if self.normalize_codes:
             latents = F.normalize(latents, dim=1)

@@ -11,6 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 class BlurPool(nn.Module):
     """Halves a map without aliasing: a binomial filter, then every other pixel (arXiv 1904.11486)."""
 
+    kernel: Tensor
+
     def __init__(self):
         super().__init__()
         row = torch.tensor([1.0, 2.0, 1.0]) / 4

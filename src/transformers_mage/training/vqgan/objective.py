@@ -76,7 +76,7 @@ class VQGANForTraining(VQModelForTraining):
             adversarial_share (`float`): how much of its weight the adversarial loss has yet; at 0 the discriminator
                 learns nothing either.
         """
-        made = super().forward(pixel_values)
+        made = self.autoencode(pixel_values)
         losses = self._losses(pixel_values, made)
         loss = self._weighted(losses)
         metrics = {f"{name}_loss": value.detach() for name, value in losses.items()}
@@ -86,7 +86,7 @@ class VQGANForTraining(VQModelForTraining):
             # Data parallelism waits for gradients of every weight.
             nothing = sum(0 * parameter.sum() for parameter in self.adversary.parameters())
             return VQGANOutput(loss + nothing, {"loss": loss.detach(), **metrics}, made)
-        adversarial_loss, game = self._adversarial_loss(losses, made.reconstruction)
+        adversarial_loss, game = self._adversarial_loss(self.adversary, losses, made.reconstruction)
         loss = loss + adversarial_share * self.weights.adversarial * adversarial_loss
         discriminator_loss, scores = self.adversary.discriminator_loss(pixel_values, made.reconstruction)
         return VQGANOutput(loss + discriminator_loss, {"loss": loss.detach(), **metrics, **game, **scores}, made)
@@ -106,11 +106,13 @@ class VQGANForTraining(VQModelForTraining):
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         return sum(getattr(self.weights, name) * value for name, value in losses.items())
 
-    def _adversarial_loss(self, losses: dict[str, Tensor], reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.adversary.generator_loss(reconstruction)
+    def _adversarial_loss(
+        self, adversary: Adversary, losses: dict[str, Tensor], reconstruction: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = adversary.generator_loss(reconstruction)
         metrics = {"adversarial_loss": loss.detach()}
         if self.adapts_weight:
-            of_image = {name: losses[name] for name in ("reconstruction", "perceptual") if name in losses}
+            of_image = {name: value for name, value in losses.items() if name in ("reconstruction", "perceptual")}
             weight = adaptive_weight(self._weighted(of_image), loss, self.vqvae.decoder.conv_out.weight)
             loss, metrics = weight * loss, metrics | {"adaptive_weight": weight}
         return loss, metrics

@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from ..arguments import TrainingArguments
 from ..optimization import create_optimizer
 from ..run import TrainingRun
 from ..tracking import Metric
@@ -13,7 +14,17 @@ from .codebook import code_counts, code_perplexity
 from .objective import VQGANForTraining, VQGANOutput
 
 
-class VQGANRun(TrainingRun):
+class VQGANRunArguments(TrainingArguments):
+    """What a [`VQGANRun`] reads: the fields are those of whoever inherits it, with their defaults and their help."""
+
+    adversarial_start_step: int
+    adversarial_ramp_steps: int
+    discriminator_learning_rate: float | None
+    revive_codes_every: int
+    dead_code_share: float
+
+
+class VQGANRun(TrainingRun[VQGANForTraining]):
     """
     [`TrainingRun`] of a [`VQGANForTraining`].
 
@@ -21,9 +32,11 @@ class VQGANRun(TrainingRun):
     Gradients are clipped network by network, and the moving average is of the autoencoder alone.
     """
 
-    def prepare(self, model: VQGANForTraining) -> nn.Module:
+    arguments: VQGANRunArguments
+
+    def prepare(self, model: VQGANForTraining, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         arguments = self.arguments
-        optimizer = create_optimizer(model, arguments, self.batch_size)
+        optimizer = optimizer or create_optimizer(model, arguments, self.batch_size)
         if arguments.discriminator_learning_rate is not None and model.adversary is not None:
             for group in _split_groups(optimizer, set(model.adversary.parameters())):
                 group["lr"] = arguments.discriminator_learning_rate
