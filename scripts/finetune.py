@@ -44,6 +44,7 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None):
 
 
 def finetune(arguments: FinetuneArguments) -> Result:
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator = create_accelerator(arguments)
     train, validation = arguments.load_images()
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))

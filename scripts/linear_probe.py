@@ -55,6 +55,7 @@ from transformers_mage.representation import (
 from transformers_mage.representation.classifiers import image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.optimization import peak_learning_rate, updates_of_epochs
+from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 logger = get_logger(__name__)
@@ -129,6 +130,7 @@ def train_probes(
     arguments: ProbeArguments, train: LabelledImages, validation: LabelledImages, extractor: FeatureExtractor
 ) -> list[Result]:
     """The paper's protocol (appendix B), for all features at once."""
+    check_output_dir(arguments.output_dir, arguments.resume_from_checkpoint)
     accelerator, config = create_accelerator(arguments), extractor.model.config
     shape = image_shape(config)
     train = train.select(train.draw(arguments.shots, arguments.label_fraction, arguments.seed))

@@ -125,8 +125,8 @@ def score_real(evaluation: Evaluation) -> dict:
 
 
 def score_tokenizer(evaluation: Evaluation) -> dict:
-    """The test images through the tokenizer and back: what no model of its tokens can be better than."""
-    vqvae, images = evaluation.pipe.vqvae, evaluation.test[0]
+    """As many test images through the tokenizer and back: what no model of its tokens can be better than."""
+    vqvae, images = evaluation.pipe.vqvae, evaluation.test[0][: evaluation.arguments.num_images]
     channels = vqvae.config.in_channels
     pixels = as_grey(images).expand(-1, channels, -1, -1)
     decoded = [decode_images(vqvae, encode_images(vqvae, batch)) for batch in tqdm(pixels.split(500), leave=False)]

@@ -35,6 +35,8 @@ def test_classes_are_learned_and_the_best_model_is_kept(finetune: Script, flags,
     for folder in (tmp_path, tmp_path / "best"):
         predictions = pipeline("image-classification", model=str(folder))(test["image"][:])
         assert [likeliest[0]["label"] for likeliest in predictions] == ["red", "blue"] * 4
+    with pytest.raises(SystemExit, match=r"holds a run already .*, or give another `--output_dir`"):
+        finetune([*flags, "--output_dir", tmp_path])
 
 
 def test_the_whole_recipe_resumes_to_the_same_bits(finetune: Script, flags: list[str], tmp_path: Path):

@@ -129,6 +129,8 @@ class IndexedSource:
     """
 
     def __init__(self, dataset: BatchedDataset, loading: Loading):
+        if not len(dataset):
+            raise DataError("There are no images to train on: the split is empty, or all of them are broken.")
         self.dataset = dataset
         self.loading = loading
         self.num_samples: int | None = len(dataset)
@@ -200,4 +202,6 @@ def validation_images(
             continue
         if len(images) == limit:
             break
+    if not images:
+        raise DataError("There are no images to validate on: the split is empty, or all of them are broken.")
     return torch.stack(images)

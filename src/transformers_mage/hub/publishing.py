@@ -137,8 +137,10 @@ class Publisher:
     def _checkpoint_files(self, checkpoint: Path | None) -> tuple[str, ...]:
         if checkpoint is None or self.publication.strategy == "every_save":
             return ()
-        latest = checkpoint.name if self.publication.strategy == "checkpoint" else "checkpoint-*"
-        return (f"{latest}/*",)
+        if self.publication.strategy == "checkpoint":
+            return (f"{checkpoint.name}/*",)
+        # Those of now: the upload runs while the training goes on, and writes more of them.
+        return tuple(f"{path.name}/*" for path in sorted(checkpoint.parent.glob("checkpoint-*")))
 
     def _tell_trouble(self):
         error = self._push.exception() if self._push is not None else None
