@@ -173,6 +173,8 @@ def _train_sharded(rank: int, world_size: int, folder: str, config: dict):
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         torch.save(weights, f"{folder}/sharded.pt")
+    # Neither may leave while the other still talks to it.
+    dist.barrier()
     dist.destroy_process_group()
 
 
