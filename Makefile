@@ -22,7 +22,7 @@ test-peers: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
 # Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
 test-faults: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py tests/faults/fault_values.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
