@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from examples.space.studio import enlarge
 from transformers_mage import MagePipeline
@@ -90,12 +90,16 @@ def find(browser: webdriver.Chrome, selector: str):
 
 
 def picture(browser: webdriver.Chrome, selector: str) -> np.ndarray | None:
-    """The pixels that are shown, which are others from one step to the next."""
+    """The pixels that are shown, which are others from one step to the next; None where they are not there yet."""
     shown = browser.find_elements(By.CSS_SELECTOR, f"{selector} img")
     if not shown:
         return None
     with urllib.request.urlopen(shown[0].get_attribute("src")) as answer:
-        return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
+        file = io.BytesIO(answer.read())
+    try:
+        return np.asarray(Image.open(file).convert("RGB"))
+    except UnidentifiedImageError:
+        return None
 
 
 def open_tab(browser: webdriver.Chrome, name: str):
@@ -141,7 +145,12 @@ def test_painting(browser: webdriver.Chrome):
     original = np.asarray(Image.open(MODEL / "pictures" / "sample-0.png").convert("RGB"))
     original = np.asarray(enlarge(Image.fromarray(original[::8, ::8])))
     wait_for(lambda: picture(browser, "#edited") is not None, "the edited picture")
-    wait_for(lambda: np.array_equal(picture(browser, "#edited")[:, :96], original[:, :96]), "what is kept")
+
+    def shows_what_is_kept() -> bool:
+        shown = picture(browser, "#edited")
+        return shown is not None and np.array_equal(shown[:, :96], original[:, :96])
+
+    wait_for(shows_what_is_kept, "what is kept")
     edited = picture(browser, "#edited")
     assert edited.shape == original.shape
     assert (edited != original).any()
