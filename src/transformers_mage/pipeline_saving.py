@@ -218,6 +218,9 @@ class PipelineSavingMixin(_Pipeline):
         # Where the pipeline was loaded from is nobody's business but this machine's.
         index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
         index["_class_name"] = type(self).__name__
+        if index["encoder_keep_share"] is None:
+            # As earlier versions of this package know it.
+            del index["encoder_keep_share"]
         for name, component in self.components.items():
             library = None if component is None else type(component).__module__
             if component is None and name in REPRESENTATION_PARTS:
