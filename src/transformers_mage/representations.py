@@ -88,7 +88,12 @@ class RepresentationEncoder(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether it can do without pixels."""
+        """Whether it takes tokens rather than pixels: a MAGE that was left its tokenizer out."""
+        return self.is_mage and self.model.vqvae is None
+
+    @property
+    def is_mage(self) -> bool:
+        # Not by its class: where folders carry their code, each of them has one of its own.
         return self.model.config.model_type == "mage"
 
     @torch.no_grad()
@@ -103,7 +108,7 @@ class RepresentationEncoder(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch_size, representation_size)`, float32, standardised per image.
         """
-        if input_ids is not None and not self.reads_tokens:
+        if input_ids is not None and not self.is_mage:
             raise ValueError(
                 f"{self.source.model_name_or_path} reads pixels, but tokens were given. Train on images, not on "
                 "a token cache, or take the representations of a MAGE model with the same tokenizer."
@@ -114,7 +119,7 @@ class RepresentationEncoder(nn.Module):
             inputs = {"pixel_values": self._prepare(pixel_values)}
         else:
             raise ValueError("Pass either `pixel_values` or `input_ids`, got neither.")
-        outputs = self.model(**inputs, output_hidden_states=self.source.layer != -1 or self.reads_tokens)
+        outputs = self.model(**inputs, output_hidden_states=self.source.layer != -1 or self.is_mage)
         return standardize(self._pool(outputs).float())
 
     def _prepare(self, pixel_values: torch.Tensor) -> torch.Tensor:
