@@ -23,6 +23,7 @@ class RepresentationSource:
             model itself gives as `pooler_output`.
         image_mean, image_std (`tuple[float, ...]`, *optional*): what pixels are normalised with; `None` does not.
         image_size (`int`, *optional*): side to which images are resized; `None` takes them as they come.
+        antialias (`bool`): whether they are smoothed when they are made smaller. RCG's published models were not.
     """
 
     model_name_or_path: str
@@ -31,6 +32,7 @@ class RepresentationSource:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     image_size: int | None = None
+    antialias: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +86,8 @@ class RepresentationEncoder(nn.Module):
     @property
     def size(self) -> int:
         """Numbers in a representation."""
-        return self.model.config.hidden_size
+        projected = getattr(self.model.config, "projection_size", None)
+        return projected if projected and self.source.pooling == "pooler" else self.model.config.hidden_size
 
     @property
     def reads_tokens(self) -> bool:
@@ -125,7 +128,10 @@ class RepresentationEncoder(nn.Module):
     def _prepare(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size, mean, std = self.source.image_size, self.source.image_mean, self.source.image_std
         if size is not None and pixel_values.shape[-2:] != (size, size):
-            pixel_values = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            smooth = self.source.antialias
+            pixel_values = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=smooth)
+            # Bicubic curves overshoot, which the published models saw.
+            pixel_values = pixel_values.clamp(0, 1) if smooth else pixel_values
         if mean is None:
             return pixel_values
         if pixel_values.shape[1] == 1:
