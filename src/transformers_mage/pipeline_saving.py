@@ -16,12 +16,15 @@ from .carried_code import IS_INSTALLED, class_of_stand_in, remove_code, write_co
 from .hub_folders import FETCHING, REPRESENTATION_PARTS, check_repository, model_folder, push_folder
 from .modeling_mage import MageForMaskedImageModeling, MageModel
 from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
 from .scheduling_mage import MageScheduler
 
 logger = logging.get_logger(__name__)
 
 # The package's own classes among those that give or draw representations.
-_OWN_PARTS: dict[str, Any] = {each.__name__: each for each in (MageModel, RepresentationDiffusionModel)}
+_OWN_PARTS: dict[str, Any] = {
+    each.__name__: each for each in (MageModel, RepresentationDiffusionModel, ViTWithProjection)
+}
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
