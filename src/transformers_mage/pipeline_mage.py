@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -319,7 +319,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
-                    tokens = (callback(self, step, timestep, offered) or {}).get("tokens", tokens)
+                    tokens = _tokens_returned(callback(self, step, timestep, offered), tokens)
                 if self._interrupt or step == len(timesteps) - 1:
                     # Nothing is left to do but after an interruption, or where a callback masked tokens again.
                     tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
@@ -331,10 +331,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
     def _check_output(self, reads_pixels: bool, output_type: str, callback_inputs: Sequence[str]):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if isinstance(callback_inputs, str) or not set(callback_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` can hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must be a list out of {self._callback_tensor_inputs}, got "
+                f"{callback_inputs!r}."
             )
         if self.vqvae is None and (reads_pixels or output_type != "latent" or "preview" in callback_inputs):
             raise ValueError(
@@ -595,6 +595,20 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _tokens_returned(returned: Any, tokens: torch.LongTensor) -> torch.LongTensor:
+    """The tokens that a callback returned in place of the pipeline's, or these where it returned none."""
+    if returned is not None and not isinstance(returned, Mapping):
+        raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(returned).__name__}.")
+    replaced = (returned or {}).get("tokens", tokens)
+    if not isinstance(replaced, torch.Tensor) or replaced.shape != tokens.shape:
+        shape = getattr(replaced, "shape", None)
+        raise ValueError(
+            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(tokens.shape)}, got "
+            f"{type(replaced).__name__}{'' if shape is None else f' of shape {tuple(shape)}'}."
+        )
+    return replaced
 
 
 def _num_prompts(counts: dict[str, int]) -> int:
