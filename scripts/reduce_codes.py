@@ -11,6 +11,8 @@ The decoder should learn the new codes afterwards: scripts/train_vqgan.py with `
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
+
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments, TokenizerArguments
 from transformers_mage.data.tokenization import check_image_size, first_images, load_tokenizer, settle_pixel_range
@@ -35,6 +37,8 @@ class ReductionArguments(TokenizerArguments, DataArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(ReductionArguments, __doc__, argv)
+    if not PartialState().is_main_process:
+        return
     tokenizer = load_tokenizer(arguments.tokenizer_name_or_path, arguments.tokenizer_subfolder)
     check_image_size(tokenizer, arguments.image_size)
     # As many as there are, unless somebody says how many.

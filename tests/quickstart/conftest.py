@@ -11,7 +11,7 @@ from PIL import Image as PilImage
 
 from tests.in_process import load_module
 from transformers_mage.data.loading import DatasetSpec
-from transformers_mage.quickstart import Quickstart, running
+from transformers_mage.quickstart import Quickstart, choosing, recipes, running
 from transformers_mage.quickstart.measuring import Machine, Rates
 
 MACHINE = Machine(
@@ -34,6 +34,10 @@ def steady_machine(monkeypatch):
     monkeypatch.setattr(running, "measure", lambda: MACHINE)
     monkeypatch.setattr(running, "measure_rates", lambda *_: RATES)
     monkeypatch.setattr(running, "can_sharpen", lambda: False)
+    # As little as there can be of everything.
+    monkeypatch.setattr(choosing, "FEWEST_AT_ALL", 8)
+    monkeypatch.setattr(choosing, "FEWEST_JUDGED", 12)
+    monkeypatch.setattr(recipes, "LOOKS", 2)
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def arrows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.zeros((16, 16), np.uint8)
         row, column = random.integers(3, 9, 2)
         for width in range(4 + number % 2 * 2):
-            pixels[row - 3 + width // 2 : row + 3 - width // 2, column + width - 2] = 255 - 20 * width
+            pixels[row - 3 + width // 2 : row + 3 - width // 2, column + width - 2] = 255 - 20 * width - number
         images.append(PilImage.fromarray(pixels))
         labels.append(number % 2)
     features = Features({"image": Image(), "label": ClassLabel(names=["short", "long"])})

@@ -96,6 +96,7 @@ def test_a_class_needs_images_to_be_made():
     plan = plan_for(many, 2.0)
 
     assert not plan.updates["conditional"]
+    assert not plan.num_probed
     assert any("fewer than 10 images of a class" in reason for reason in plan.reasons)
 
 

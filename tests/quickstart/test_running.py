@@ -87,7 +87,7 @@ def test_kills_change_nothing(start: Start, made: dict[str, Path], tmp_path: Pat
     class Killed(BaseException):
         """What nobody catches."""
 
-    for stage, where, call in (("tokenizer", torch.optim.AdamW, 7), ("mage", torch.optim.AdamW, 50)):
+    for stage, where, call in (("tokenizer", torch.optim.AdamW, 3), ("mage", torch.optim.AdamW, 14)):
         calls = []
 
         def deadly(self, *args, original=where.step, calls=calls, call=call, stage=stage, **kwargs):

@@ -36,6 +36,7 @@ MOST_JUDGED, FEWEST_JUDGED = 5000, 128
 # Of the whole time; an image passes through three encoders, each of which costs about as much as the tokenizer's.
 PROBE_SHARE, PROBE_PASSES = 0.04, 7
 # Updates, or images, below which nothing is learned, whatever the time.
+MOST_PROBE_SCORES = 50_000_000
 LEAST_WORTH, FEWEST_AT_ALL, MOST_JUDGE_UPDATES = 1000, 20, 2000
 STAGES = (
     *("data", "tokenizer", "codes", "tokens", "decoder", "mage", "conditional"),
@@ -283,6 +284,7 @@ def plan_updates(
     stages["judge"] = STAGE_SECONDS + shares["judge"] * free
     num_swept, num_judged, of_sampling = _samples(shares["sampling"] * free, rates)
     stages |= of_sampling
+    seconds_late = sum(stages.values()) - seconds
     return Plan(
         hours=hours,
         sizes=sizes,
@@ -295,7 +297,7 @@ def plan_updates(
         num_judged=num_judged,
         num_probed=num_probed,
         seconds={name: round(stages[name], 1) for name in STAGES if stages[name]},
-        reasons=reasons_for(survey, sizes) + _limits(survey, num_images, num_swept, sum(stages.values()) - seconds),
+        reasons=reasons_for(survey, sizes) + _limits(survey, num_images, num_probed, num_swept, seconds_late),
     )
 
 
@@ -310,11 +312,13 @@ def _samples(seconds: float, rates: Rates) -> tuple[int, int, dict[str, float]]:
     return num_swept, num_judged, {"sweep": sweep, "scores": 2 * STAGE_SECONDS + num_judged * seconds_each}
 
 
-def _limits(survey: ImageSurvey, num_images: int, num_swept: int, seconds_late: float) -> list[str]:
+def _limits(survey: ImageSurvey, num_images: int, num_probed: int, num_swept: int, seconds_late: float) -> list[str]:
     """What there is no time for."""
     found = []
     if num_images < _num_whole(survey):
         found.append(f"{num_images} of {survey.num_images} images, drawn at random: all would take too long")
+    if survey.classes and not num_probed:
+        found.append(f"no probe: {len(survey.classes)} classes are too many for so few images, or for the memory")
     if not num_swept:
         found.append("no search for the best way of sampling: there is no time for it")
     if seconds_late > 60:
@@ -355,8 +359,10 @@ def _num_probed(survey: ImageSurvey, seconds: float, num_images: int, rates: Rat
     """Images whose features are computed; none without labels."""
     if not survey.classes:
         return 0
-    fits = PROBE_SHARE * seconds * rates.encoding / PROBE_PASSES
-    return int(min(num_images, max(fits, LEAST_WORTH)))
+    fits = max(PROBE_SHARE * seconds * rates.encoding / PROBE_PASSES, LEAST_WORTH)
+    # All scores of all images are in memory at once.
+    count = int(min(num_images, fits, MOST_PROBE_SCORES / len(survey.classes)))
+    return count if count >= 2 * len(survey.classes) else 0
 
 
 def crop_scale_of(survey: ImageSurvey) -> float:

@@ -27,7 +27,7 @@ from .card import (
     reconstruction_sections,
     sampling_sections,
 )
-from .choosing import Plan
+from .choosing import Plan, has_usable_classes
 from .judge import Judge, train_judge
 from .judging import (
     Jury,
@@ -90,14 +90,19 @@ class Finishing:
     def train_judge(self):
         """The network that distances are by, where no network of photographs would do."""
         images = load_images(self.data, "train", MOST_JUDGE_IMAGES)
-        labels = load_labels(self.data, "train", MOST_JUDGE_IMAGES)
-        judge = train_judge(images, labels, len(self.survey.classes), self.plan.updates["judge"])
+        labels = load_labels(self.data, "train", len(images)) if self.num_judged_classes else None
+        judge = train_judge(images, labels, self.num_judged_classes, self.plan.updates["judge"])
         with written_aside(self.runs / "judge.safetensors") as aside:
             judge.save(aside)
 
     @property
+    def num_judged_classes(self) -> int:
+        """Classes that the judge learns to tell; 0 where there are too few images of each."""
+        return len(self.survey.classes) if has_usable_classes(self.survey) else 0
+
+    @property
     def jury(self) -> Jury:
-        judge = Judge.load(self.runs / "judge.safetensors", len(self.survey.classes))
+        judge = Judge.load(self.runs / "judge.safetensors", self.num_judged_classes)
         return Jury.of(judge, self.survey.is_grey, self.plan.sizes.tokenizer.image_size)
 
     def choose_sampling(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from PIL import Image
 from torch import Tensor
@@ -29,20 +30,23 @@ STEPS = 20
 # Large enough for the network of photographs to know what it sees.
 PHOTOGRAPH_SIDE = 64
 SHOWN = 8
+MOST_BYTES = 500_000_000
+# For the distances of pixels, larger images are averaged down to this.
+COMPARED_SIDE = 64
 
 
 def load_images(folder: Path, split: str, limit: int) -> Tensor:
-    """(num_images, 3, height, width) uint8: the first images of a split of prepared ones."""
+    """(num_images, 3, height, width) uint8: the first images of a split of prepared ones, as far as memory goes."""
     rows: Dataset = load_from_disk(str(folder))[split]
-    chosen = rows.select(range(min(limit, len(rows))))
+    width, height = rows[0]["image"].size
+    chosen = rows.select(range(min(limit, len(rows), MOST_BYTES // (3 * width * height))))
     pixels = [np.asarray(image) for image in progress_bar(chosen["image"], desc="Reading images", leave=False)]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
-def load_labels(folder: Path, split: str, limit: int) -> Tensor | None:
-    """(num_images,) classes of the same images, where they have any."""
-    rows: Dataset = load_from_disk(str(folder))[split]
-    return torch.tensor(rows["label"][:limit]) if "label" in rows.column_names else None
+def load_labels(folder: Path, split: str, limit: int) -> Tensor:
+    """(num_images,) classes of the first images."""
+    return torch.tensor(load_from_disk(str(folder))[split]["label"][:limit])
 
 
 def photograph_network(is_grey: bool, image_size: int) -> torch.nn.Module | None:
@@ -148,10 +152,17 @@ def nearest_images(images: Tensor, training: Tensor, batch_size: int = 250) -> t
     Returns:
         `torch.Tensor` of shape `(N,)`, the distances, in [0, 1], and of shape `(N,)`, the indices.
     """
-    known, asked = (part.flatten(1).float() / 255 for part in (training, images))
+    known, asked = _as_rows(training), _as_rows(images)
     found = [torch.cdist(batch, known).min(dim=1) for batch in asked.split(batch_size)]
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances) / known.shape[1] ** 0.5, torch.cat(indices)
+
+
+def _as_rows(images: Tensor) -> Tensor:
+    if max(images.shape[2:]) > COMPARED_SIDE:
+        small = [F.adaptive_avg_pool2d(batch.float(), COMPARED_SIDE) for batch in images.split(BATCH_SIZE)]
+        return torch.cat(small).flatten(1) / 255
+    return images.flatten(1).float() / 255
 
 
 @torch.no_grad()

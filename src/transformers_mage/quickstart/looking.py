@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from ..data.batches import DataError
 from ..data.images import BrokenImageError, open_image, opened
 from ..data.labels import Classes
-from ..data.loading import Columns, DatasetSpec, find_columns, load_images, load_split
+from ..data.loading import Columns, DatasetSpec, load_images, load_split, split_names
 from ..progress import progress_bar
 
 # Enough to know them by; more are counted, and left undecoded.
@@ -310,20 +310,6 @@ def _classes_of(spec: DatasetSpec, columns: Columns) -> tuple[list[str], int, li
 
 def _other_splits(spec: DatasetSpec) -> dict[str, str | None]:
     """What the splits for choosing and for judging are called, where there are any."""
-    return {
-        "validation": _first_split(spec, VALIDATION_NAMES),
-        "test": _first_split(spec, TEST_NAMES),
-    }
-
-
-def _first_split(spec: DatasetSpec, names: tuple[str, ...]) -> str | None:
-    for name in names:
-        try:
-            split = load_split(spec.of_split(name))
-            find_columns(split, spec.columns)
-        except DataError:
-            continue
-        # `datasets` also finds splits in the names of single files.
-        if len(split) >= FEWEST_IMAGES:
-            return name
-    return None
+    there = [name for name in split_names(spec) if name != spec.split]
+    wanted = {"validation": VALIDATION_NAMES, "test": TEST_NAMES}
+    return {role: next((name for name in names if name in there), None) for role, names in wanted.items()}

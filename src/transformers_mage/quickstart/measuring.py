@@ -1,5 +1,6 @@
 """Measuring the machine: how fast tokenizers and models train on it, in which precision and with how many threads."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -320,6 +321,7 @@ def _pixels(size: TokenizerSize, batch_size: int) -> torch.Tensor:
     return torch.rand(batch_size, 3, size.image_size, size.image_size, device=PartialState().device)
 
 
+@functools.cache
 def tokenizer_training_flops(size: TokenizerSize) -> float:
     """Operations an image of a tokenizer's training step, forward and backward. Nothing is computed."""
     with torch.device("meta"):

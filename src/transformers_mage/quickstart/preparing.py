@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,7 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets.arrow_writer import ArrowWriter
+from PIL.Image import Image
 
 from ..data.batches import DataError
 from ..data.images import BrokenImageError
@@ -20,7 +22,7 @@ from ..progress import progress_bar
 from .looking import ImageSurvey, square
 
 # Of a split that there is not: this share of the training images, as far as they go.
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.08, 5000
+HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.08, 16, 5000
 
 
 def prepare(spec: DatasetSpec, survey: ImageSurvey, side: int, num_images: int, folder: Path, seed: int = 0):
@@ -47,13 +49,11 @@ def prepare(spec: DatasetSpec, survey: ImageSurvey, side: int, num_images: int, 
         maker = _Squares(columns, classes, side, Path(scratch))
         whole = {"train": maker.make(train, "train")}
         for name in ("test", "validation"):
-            there = survey.splits[name]
-            if there is None:
-                whole["train"], whole[name] = _held_out(whole["train"])
-                continue
-            split = load_split(spec.of_split(there))
-            chosen = np.random.default_rng(seed).permutation(len(split))[:MOST_HELD_OUT]
-            whole[name] = maker.make(split.select(chosen), name)
+            made = _made_of(maker, spec, survey.splits[name], name, seed)
+            # Published test sets often come without images that are new, or with labels of none of the classes.
+            if made is None or len(made) < FEWEST_HELD_OUT:
+                whole["train"], made = _held_out(whole["train"])
+            whole[name] = made
         if not all(len(split) for split in whole.values()):
             raise DataError(f"{spec.name} holds too few whole images to train on some and to look at others.")
         splits = DatasetDict({name: whole[name] for name in ("train", "validation", "test")})
@@ -61,9 +61,20 @@ def prepare(spec: DatasetSpec, survey: ImageSurvey, side: int, num_images: int, 
             splits.save_to_disk(aside)
 
 
+def _made_of(maker: "_Squares", spec: DatasetSpec, there: str | None, name: str, seed: int) -> Dataset | None:
+    """A split of its own, where there is one with the same columns."""
+    if there is None:
+        return None
+    split = load_split(spec.of_split(there))
+    if not {maker.columns.image, maker.columns.label} - {None} <= set(split.column_names):
+        return None
+    chosen = np.random.default_rng(seed).permutation(len(split))[:MOST_HELD_OUT]
+    return maker.make(split.select(chosen), name)
+
+
 def _held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """What is left, and what is taken from the end: their order is one of chance."""
-    count = min(max(int(HELD_OUT_SHARE * len(dataset)), 2), MOST_HELD_OUT)
+    count = min(max(int(HELD_OUT_SHARE * len(dataset)), FEWEST_HELD_OUT), len(dataset) // 3, MOST_HELD_OUT)
     return dataset.select(range(len(dataset) - count)), dataset.select(range(len(dataset) - count, len(dataset)))
 
 
@@ -94,15 +105,19 @@ class _Squares:
     def _rows(self, dataset: Dataset, name: str) -> Iterator[dict[str, Any]]:
         encoded = dataset.cast_column(self.columns.image, datasets.Image(decode=False))
         for row in progress_bar(encoded, desc=f"Preparing {name}", leave=False):
-            try:
-                image = square(row[self.columns.image], self.side)
-            except BrokenImageError:
+            label = {} if self.classes is None else {"label": self.classes.ids.get(row[str(self.columns.label)])}
+            if None in label.values():
                 continue
-            digest = hashlib.sha256(image.tobytes()).digest()
-            if digest not in self.known:
-                self.known.add(digest)
-                label = {} if self.classes is None else {"label": self.classes.ids[row[str(self.columns.label)]]}
-                yield {"image": image, **label}
+            with suppress(BrokenImageError):
+                image = square(row[self.columns.image], self.side)
+                if self._is_new(image):
+                    yield {"image": image, **label}
+
+    def _is_new(self, image: Image) -> bool:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        is_new = digest not in self.known
+        self.known.add(digest)
+        return is_new
 
 
 def _written(rows: Iterator[dict[str, Any]], features: Features, file: Path) -> Dataset:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
@@ -168,6 +169,8 @@ class Quickstart:
             InterruptedRunError: after a signal, when what was learned is saved.
         """
         torch.set_num_threads(self.machine.num_threads)
+        # There is one display for everything.
+        datasets.disable_progress_bars()
         stages = self.stages()
         todo = [name for name in stages if not self._mark(name).exists()]
         done = [name for name in stages if name not in todo]

@@ -1,5 +1,6 @@
 """How large tokenizers and models there are to choose from."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,7 @@ class ModelSize:
         return MageConfig(**self.values(), **values, vq_config=None)
 
 
+@functools.cache
 def training_flops_of(model: ModelSize, tokenizer: TokenizerSize) -> float:
     """Operations an image of a model's training step on a tokenizer's tokens."""
     side = tokenizer.image_size // tokenizer.patch_size
