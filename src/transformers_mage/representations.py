@@ -89,7 +89,7 @@ class RepresentationEncoder(nn.Module):
     @property
     def reads_tokens(self) -> bool:
         """Whether it can do without pixels."""
-        return isinstance(self.model, MageModel)
+        return self.model.config.model_type == "mage"
 
     @torch.no_grad()
     def forward(
