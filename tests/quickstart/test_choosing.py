@@ -7,6 +7,7 @@ import pytest
 from tests.quickstart.conftest import MACHINE, RATES
 from transformers_mage.quickstart.choosing import Plan, as_dict, choose, num_codes, plan_of, sides_of
 from transformers_mage.quickstart.looking import ImageSurvey
+from transformers_mage.quickstart.sizes import training_flops_of
 
 CLOTHES = ImageSurvey(
     num_images=55_000,
@@ -66,7 +67,7 @@ def test_the_plan_takes_the_hours_there_are(hours: float):
 
 def test_more_time_makes_more_updates_or_a_larger_model():
     plans = [plan_for(CLOTHES, hours) for hours in (0.5, 2.0, 8.0)]
-    costs = [plan.updates["mage"] * plan.sizes.model.width**2 * plan.sizes.model.num_layers for plan in plans]
+    costs = [plan.updates["mage"] * training_flops_of(plan.sizes.model, plan.sizes.tokenizer) for plan in plans]
 
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]

@@ -112,7 +112,7 @@ class Plan:
             ("images", f"{self.num_images} of {tokenizer.image_size} x {tokenizer.image_size} pixels"),
             ("tokens", f"{grid} x {grid} out of {self.sizes.num_codes} codes"),
             ("tokenizer", f"{tokenizer.width} channels at its finest level"),
-            ("model", f"width {model.width}, {model.num_layers} + {model.num_layers // 2} layers"),
+            ("model", f"width {model.width}, {model.num_layers} + {model.decoder_num_layers} layers"),
             ("views", f"{crops}, {'mirrored' if self.horizontal_flip else 'not mirrored'}"),
             ("updates", ", ".join(updates)),
             ("minutes", f"{', '.join(minutes)}; {self.total_seconds / 60:.1f} from now on"),
@@ -239,7 +239,8 @@ def reasons_for(survey: ImageSurvey, sizes: Sizes) -> list[str]:
 def batch_sizes(survey: ImageSurvey, machine: Machine) -> tuple[int, int]:
     """Of the tokenizer and the model: all processes together see as many, and an accelerator four times."""
     factor = 4 if machine.device != "cpu" and survey.num_images >= MANY_IMAGES else 1
-    return tuple(max(factor * batch // machine.num_processes, 1) for batch in (32, 64))
+    tokenizer, model = (max(factor * batch // machine.num_processes, 1) for batch in (32, 64))
+    return tokenizer, model
 
 
 def num_codes(survey: ImageSurvey, image_size: int, patch_size: int) -> int:

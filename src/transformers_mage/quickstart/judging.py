@@ -184,8 +184,9 @@ def draw_inpaintings(pipe: MagePipeline, images: Tensor) -> Image.Image:
         hidden = shown.clone()
         hidden[:, :, box[1] : box[3], box[0] : box[2]] = 128
         generator = torch.Generator().manual_seed(0)
-        output = pipe(image=as_pictures(shown), mask_image=mask, generator=generator, feather=0, output_type="pt")
-        rows += [hidden, (output.images.clamp(0, 1) * 255).round().byte()]
+        options: dict[str, Any] = {"generator": generator, "feather": 0, "output_type": "pt", "return_dict": False}
+        painted = torch.as_tensor(pipe(image=as_pictures(shown), mask_image=mask, **options)[0])
+        rows += [hidden, (painted.clamp(0, 1) * 255).round().byte()]
     return draw_rows(rows)
 
 

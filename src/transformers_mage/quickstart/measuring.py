@@ -32,7 +32,7 @@ SECONDS_PER_WAY = 1.5
 HOPELESS = 3.0
 TOKENIZER_BATCH, MODEL_BATCH = 32, 64
 REFERENCE_TOKENIZER = TokenizerSize(image_size=32, patch_size=4, width=16, codebook_size=256)
-REFERENCE_MODEL = ModelSize(width=128, num_layers=4)
+REFERENCE_MODEL = ModelSize(width=128, num_layers=4, decoder_width=128, decoder_num_layers=2)
 REFERENCE_GRID = (7, 7)
 
 Step = Callable[[], object]

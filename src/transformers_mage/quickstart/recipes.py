@@ -163,11 +163,11 @@ class _Recipes:
             "label_smoothing": 0.0,
             "attn_implementation": self.machine.attention,
         }
-        rate = min(1.5e-3, 1.5e-3 * 128 / self.sizes.model.width)
+        rate = min(1.5e-3, 1.5e-3 * 192 / self.sizes.model.width)
         return {**self._model("mage", rate), "model": model, "early_stopping_patience": 3}
 
     def conditional(self) -> dict[str, Any]:
-        rate = min(8e-4, 8e-4 * 128 / self.sizes.model.width)
+        rate = min(8e-4, 8e-4 * 192 / self.sizes.model.width)
         start = {"pretrained_model_name_or_path": str(self.runs / "mage"), "class_conditional": True}
         return {**self._model("conditional", rate), **start}
 

@@ -120,8 +120,7 @@ class Quickstart:
         self._save_picture(draw_grid(pictures, num_columns=12), "images")
         for name, values in recipes_of(plan, machine, self.folder, self.seed).items():
             write_recipe(self.folder / "recipes" / f"{name}.yaml", name, values, machine.num_threads)
-        parts = {"survey": seen.survey, "machine": machine}
-        made = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        made = {"survey": dataclasses.asdict(seen.survey), "machine": dataclasses.asdict(machine)}
         spent = {"planning": time.perf_counter() - self.started}
         write_json(note, {"asked": self.asked, **made, "plan": as_dict(plan), "spent": spent})
 
@@ -131,8 +130,12 @@ class Quickstart:
         return measure_rates(machine, sizes.tokenizer, sizes.model, sizes.num_codes, batches, losses)
 
     def _tables(self) -> str:
-        parts = {"The images": self.survey, "The machine": self.machine, "The plan": self.chosen}
-        texts = [markdown_table((title, ""), part.rows()) for title, part in parts.items()]
+        parts = {
+            "The images": self.survey.rows(),
+            "The machine": self.machine.rows(),
+            "The plan": self.chosen.rows(),
+        }
+        texts = [markdown_table((title, ""), rows) for title, rows in parts.items()]
         return "\n\n" + "\n\n".join(texts) + f"\n\nThe images are in {self.folder / 'pictures' / 'images.png'}.\n"
 
     def _say(self, text: str):

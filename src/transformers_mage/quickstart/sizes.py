@@ -60,25 +60,36 @@ class ModelSize:
     A model to choose.
 
     Attributes:
-        width (`int`): of encoder and decoder.
-        num_layers (`int`): of the encoder; the decoder has half as many.
+        width, num_layers (`int`): of the encoder.
+        decoder_width, decoder_num_layers (`int`): of the decoder, which features are not taken from.
     """
 
     width: int
     num_layers: int
+    decoder_width: int
+    decoder_num_layers: int
 
     def values(self) -> dict[str, Any]:
         """Fields of [`MageConfig`], what the tokenizer decides left out."""
-        sizes = {"hidden_size": self.width, "num_attention_heads": max(self.width // 64, 4)}
-        decoder = {f"decoder_{name}": value for name, value in sizes.items()}
-        layers = {"num_hidden_layers": self.num_layers, "decoder_num_hidden_layers": max(self.num_layers // 2, 1)}
-        return {**sizes, **decoder, **layers}
+        return {
+            "hidden_size": self.width,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": _heads_of(self.width),
+            "decoder_hidden_size": self.decoder_width,
+            "decoder_num_hidden_layers": self.decoder_num_layers,
+            "decoder_num_attention_heads": _heads_of(self.decoder_width),
+        }
 
     def config(self, grid_size: tuple[int, int], codebook_size: int, patch_size: int = 4) -> MageConfig:
         """Without a tokenizer."""
         image_size = [side * patch_size for side in grid_size]
-        values = {"image_size": image_size, "patch_size": patch_size, "codebook_size": codebook_size}
+        values: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "codebook_size": codebook_size}
         return MageConfig(**self.values(), **values, vq_config=None)
+
+
+def _heads_of(width: int) -> int:
+    """Narrow models get narrow heads, wide ones those of a ViT."""
+    return width // 64 if width >= 384 else width // 32
 
 
 @functools.cache
@@ -90,10 +101,10 @@ def training_flops_of(model: ModelSize, tokenizer: TokenizerSize) -> float:
 
 TOKENIZER_WIDTHS = (16, 32, 64, 128)
 MODEL_SIZES = (
-    ModelSize(96, 4),
-    ModelSize(128, 4),
-    ModelSize(192, 6),
-    ModelSize(256, 8),
-    ModelSize(384, 12),
-    ModelSize(768, 12),
+    ModelSize(96, 4, 96, 2),
+    ModelSize(128, 4, 128, 2),
+    ModelSize(192, 6, 128, 2),
+    ModelSize(256, 8, 192, 4),
+    ModelSize(384, 12, 256, 6),
+    ModelSize(768, 12, 512, 8),
 )

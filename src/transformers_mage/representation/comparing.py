@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from transformers import set_seed
 
 from ..data.batches import Loading
 from ..data.labelled_images import EvaluationImages, LabelledImages
@@ -41,11 +40,11 @@ class DescribedImages:
 
 def random_encoder(encoder: MageModel, seed: int = 1) -> MageModel:
     """An encoder of the same size that has learned nothing; the tokenizer is the trained one."""
-    with torch.random.fork_rng():
-        set_seed(seed)
+    with torch.random.fork_rng(), encoder.device:
+        torch.manual_seed(seed)
         random = MageModel(encoder.config)
     random.vqvae = encoder.vqvae
-    return random.to(encoder.device).requires_grad_(False).eval()
+    return random.requires_grad_(False).eval()
 
 
 @torch.no_grad()
