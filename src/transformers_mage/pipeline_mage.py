@@ -259,11 +259,11 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         with evaluation_mode(self.model):
             asked = self._asked_representations(representations, like)
             canvas, condition = self._prepare(edit, labels, asked, num_images, size)
+            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             draws = asked is None and edit is None and self.representation_model is not None
             if draws:
                 condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
             self._check_classes_are_read(condition)
-            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(

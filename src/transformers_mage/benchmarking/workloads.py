@@ -18,6 +18,7 @@ from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
+from ..representation_diffusion import RepresentationDiffusionModel, draw_representations
 from ..scheduling_mage import MageScheduler
 from .models import PlainMage
 
@@ -191,6 +192,19 @@ def _generate_plainly(setting: Setting, temperature: float = 6.0) -> torch.Tenso
     return model.decode_image_tokens(sampled).clamp(0, 1)
 
 
+def draw(setting: Setting) -> Run:
+    """A representation for each image, in the 250 steps of RCG; its model is one for ViT-B and ViT-L."""
+    width = setting.model.config.hidden_size
+    sizes = {} if width >= 768 else {"hidden_size": 2 * width, "bottleneck_size": 2 * width, "num_blocks": 2}
+    with setting.device:
+        model = RepresentationDiffusionModel(**sizes).eval()
+    if setting.dtype != torch.float32:
+        model.to(setting.dtype)
+    if setting.is_compiled:
+        model.compile()
+    return lambda: draw_representations(model, setting.batch_size)
+
+
 def encode(setting: Setting) -> Run:
     """Images to tokens."""
     vqvae, pixels = _tokenizer(setting), setting.pixels()
@@ -286,6 +300,7 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
     "features": features,
     "extract": extract,
     "generate": generate,
+    "draw": draw,
     "encode": encode,
     "decode": decode,
     "load-tokens": load_tokens,
@@ -293,4 +308,4 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 }
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
-WITHOUT_PLAIN_PATH = ("load-tokens",)
+WITHOUT_PLAIN_PATH = ("draw", "load-tokens")
