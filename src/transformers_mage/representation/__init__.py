@@ -27,7 +27,7 @@ __getattr__, __all__ = lazy_front(
             "fit_linear_probe",
             "nearest_neighbour_scores",
         ],
-        "publishing": ["publish_classifier"],
+        "publishing": ["write_classifier"],
         "rand_augment": ["RandAugment"],
         "results": ["Result", "save_results", "table"],
         "scoring": ["ClassificationScores", "evaluate", "evaluation_loader", "score"],

@@ -1,4 +1,4 @@
-"""What becomes of a trained classifier: its folder, its card and, where it is asked for, its repository."""
+"""What becomes of a trained classifier: its folder, and its card."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .results import Result
 NUM_EXAMPLES = 4
 
 
-def publish_classifier(
+def write_classifier(
     model: MageForImageClassification,
     processor: CLIPImageProcessorPil,
     result: Result,
@@ -26,22 +26,21 @@ def publish_classifier(
     facts: CardFacts,
 ):
     """
-    Writes the folder of a classifier, with a card that shows what it takes some validation images for, and pushes it
-    where that is asked for.
+    Writes the folder of a classifier, with a card that shows what it takes some validation images for.
 
     Args:
         result ([`Result`]): how good it is.
         facts ([`CardFacts`]): what else the card tells.
     """
 
-    def write():
+    def write(folder: Path):
         model.eval()
-        save_classifier(model, processor, publisher.folder)
+        save_classifier(model, processor, folder)
         facts.samples = classifier_gallery(model, processor, _examples(validation, len(processor.image_mean)))
         facts.results = [_measured(result)]
-        write_card(publisher.folder, facts)
+        write_card(folder, facts)
 
-    publisher.publish(write)
+    publisher.write(write)
 
 
 def _examples(images: LabelledImages, channels: int) -> list:

@@ -161,6 +161,9 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     Raises:
         ValueError: for values that make no model.
     """
+    attention = values.get("attn_implementation")
+    if attention is not None and not isinstance(attention, str):
+        raise ValueError(f"`model.attn_implementation` must be a name, got {attention!r}.")
     decided = {
         "codebook_size": tokenizer.config.num_vq_embeddings,
         "patch_size": 2 ** (len(tokenizer.config.block_out_channels) - 1),
@@ -208,8 +211,13 @@ def save_model(
 
 
 def write_generator(
-    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, arguments: TrainingArguments, name: str
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    config: MageConfig,
+    tokenizer: VQModel,
+    arguments: TrainingArguments,
+    name: str,
 ):
     """Writes the folder of a pre-trained model, with a card that shows what it makes."""
-    pipe = save_model(state, config, tokenizer, arguments.output_dir)
-    write_card(arguments.output_dir, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))
+    pipe = save_model(state, config, tokenizer, folder)
+    write_card(folder, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))
