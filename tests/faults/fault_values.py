@@ -33,6 +33,7 @@ SCRIPTS = {
     "generate": ("GenerationArguments", ["--pretrained_model_name_or_path", "x"]),
     "evaluate_generation": ("EvaluationArguments", ["--samples", "x", "--references", "x"]),
     "evaluate_reconstruction": ("ReconstructionArguments", ["--tokenizers", "x", "--references", "x"]),
+    "train_representation_diffusion": ("RepresentationDiffusionArguments", ["--model_name_or_path", "x"]),
     "benchmark": ("BenchmarkArguments", []),
 }
 WRONG_NUMBERS = ["nan", "inf", "-inf", "-1", "-0.5", "1e400", "x", "", "1,5", "0x10", "None", "[]", "1e-3.5"]
