@@ -26,6 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .carried_code import IS_INSTALLED, remove_code, write_code
+from .checks import whole_number
 from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
 from .hub_folders import PUSHING, check_repository, push_folder, remove_other_weights
@@ -800,6 +801,8 @@ class MageModel(MagePreTrainedModel):
                 f"`pixel_values` must hold images whose sides are multiples of {patch} pixels, got "
                 f"{tuple(pixel_values.shape)}."
             )
+        if _is_on_host(pixel_values) and not pixel_values.isfinite().all():
+            raise ValueError("`pixel_values` must be in [0, 1], got NaN or infinity.")
 
     def _check_dropped(self, input_ids: torch.Tensor, masked: torch.Tensor | None, dropped: torch.Tensor | None):
         if dropped is not None and _is_on_host(dropped):
@@ -878,6 +881,8 @@ def kept_positions_of(
             raise ValueError(f"`num_dropped` is {num_dropped}, but `bool_dropped_pos`, which says where, is missing.")
         return None
     length = bool_dropped_pos.shape[1]
+    if num_dropped is not None and not torch.compiler.is_compiling():
+        num_dropped = whole_number("num_dropped", num_dropped, least=0)
     if num_dropped is None or _is_on_host(bool_dropped_pos):
         num_dropped = _count_dropped(bool_dropped_pos, num_dropped)
     elif not 0 <= num_dropped <= length:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..hub_folders import explained
 from .batches import DataError
+from .shards import ImageShards
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
@@ -157,16 +158,28 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         dataset = _split_of(load_from_disk(name), split)
         return dataset.to_iterable_dataset(num_shards=min(len(dataset), 64)) if streaming else dataset
-    for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
+    for suffix, load in ((".parquet", _load_parquet), (".tar", _load_shards)):
         files = _files_by_split(name, suffix)
         if files:
             found = _found_split(split, files)
-            return load_dataset(builder, data_files={found: files[found]}, split=found, streaming=streaming)
+            return load({found: files[found]}, found, streaming)
     if folder.is_dir():
         splits = load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
     else:
         splits = _load_by_name(spec)
     return splits if split else splits[_found_split(split, splits)]
+
+
+def _load_parquet(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
+    return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+
+
+def _load_shards(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
+    builder = ImageShards(dataset_name="shards", data_files=files)
+    if streaming:
+        return builder.as_streaming_dataset(split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split)
 
 
 def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
