@@ -320,8 +320,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 canvases = tokens.unflatten(1, grid_size)
                 look = plan.look(step, canvases, generator)
                 logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, look)
-                # Looked at in the end, since the host would have to wait for it here.
+                # On an accelerator looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
+                if logits.device.type == "cpu":
+                    self._check_finite()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
@@ -591,7 +593,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         return self.pixel_processor.postprocess(pixels, output_type, do_denormalize=[False] * len(pixels))
 
     def _check_finite(self, decoded: torch.FloatTensor | None = None):
-        """Once a call, when all the work has been handed to the device."""
+        """Names weights that are not finite, or says what else is wrong, where predictions were not."""
         is_finite = self._is_finite if decoded is None else self._is_finite & decoded.isfinite().all()
         # The meta device, where work is counted, has no values.
         if is_finite.device.type == "meta" or is_finite:

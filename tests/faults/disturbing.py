@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -185,7 +186,8 @@ def on_two_processes(run: Run) -> Run:
         )
         try:
             elastic_launch(config, run_as_script)(run, folder)
-        except ChildFailedError:
+        # They end with tracebacks of their own.
+        except (ChildFailedError, SignalException):
             raise SystemExit(1) from None
 
     return launch

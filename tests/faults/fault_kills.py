@@ -102,7 +102,7 @@ def test_training_a_tokenizer(train_vqgan: Script, image_folder: Path, tmp_path:
 
 def test_fine_tuning(colours: Path, mage_folder: Path, tmp_path: Path):
     flags = ["--dataset_name", colours, "--model_name_or_path", mage_folder, "--train_batch_size", "8"]
-    flags += ["--max_train_steps", "60", "--report_to", "none"]
+    flags += ["--max_train_steps", "60", "--report_to", "none", "--validation_split", "test"]
     training("fine-tuning", load_script("finetune"), flags).disturb(tmp_path / "run")
 
 

@@ -1,7 +1,7 @@
 """Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..hub_folders import explained
 from .batches import DataError
-from .shards import ImageShards
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
@@ -172,6 +172,35 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
 
 def _load_parquet(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
     return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+
+
+class ImageShards(WebDataset):
+    """
+    What `datasets` reads of tar files, but for samples that hold a `.png` where the first one holds a `.jpg`, or the
+    like: their image is in the same column, where `datasets` refuses or leaves them out.
+    """
+
+    def _split_generators(self, dl_manager: Any) -> list:
+        try:
+            return super()._split_generators(dl_manager)
+        except ValueError:
+            # Samples that are not all alike say nothing about each other, but the first one does.
+            self.NUM_EXAMPLES_FOR_FEATURES_INFERENCE = 1
+            return super()._split_generators(dl_manager)
+
+    def _generate_examples(self, tar_paths: list, tar_iterators: list) -> Iterator[tuple[Any, dict[str, Any]]]:
+        columns = [name for name, feature in self.info.features.items() if isinstance(feature, datasets.Image)]
+        for key, example in super()._generate_examples(tar_paths, tar_iterators):
+            others = [name for name in example if name not in self.info.features]
+            if len(columns) == 1 and example[columns[0]] is None:
+                example[columns[0]] = self._image_in(example, others)
+            for name in others:
+                del example[name]
+            yield key, example
+
+    def _image_in(self, example: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+        found = next((name for name in names if name.rpartition(".")[2].lower() in self.IMAGE_EXTENSIONS), None)
+        return None if found is None else {"path": f"{example['__key__']}.{found}", "bytes": example[found]}
 
 
 def _load_shards(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
