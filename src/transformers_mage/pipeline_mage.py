@@ -327,10 +327,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
-                    replaced = _tokens_returned(callback(self, step, timestep, offered), tokens)
-                    if replaced is not tokens:
+                    replaced = _tokens_returned(callback(self, step, timestep, offered), tokens.shape)
+                    if replaced is not None:
+                        tokens = replaced
                         plan.forget()
-                    tokens = replaced
                 if self._interrupt or step == len(timesteps) - 1:
                     # Nothing is left to do but after an interruption, or where a callback masked tokens again.
                     tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
@@ -618,18 +618,20 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _tokens_returned(returned: Any, tokens: torch.LongTensor) -> torch.LongTensor:
-    """The tokens that a callback returned in place of the pipeline's, or these where it returned none."""
+def _tokens_returned(returned: Any, shape: torch.Size) -> torch.LongTensor | None:
+    """The tokens that a callback returned in place of the pipeline's, which have this shape; `None` if it did not."""
     if returned is not None and not isinstance(returned, Mapping):
         raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(returned).__name__}.")
-    replaced = (returned or {}).get("tokens", tokens)
-    if not isinstance(replaced, torch.Tensor) or replaced.shape != tokens.shape:
-        shape = getattr(replaced, "shape", None)
+    if returned is None or "tokens" not in returned:
+        return None
+    tokens = returned["tokens"]
+    if not isinstance(tokens, torch.Tensor) or tokens.shape != shape:
+        given = getattr(tokens, "shape", None)
         raise ValueError(
-            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(tokens.shape)}, got "
-            f"{type(replaced).__name__}{'' if shape is None else f' of shape {tuple(shape)}'}."
+            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(shape)}, got "
+            f"{type(tokens).__name__}{'' if given is None else f' of shape {tuple(given)}'}."
         )
-    return replaced
+    return tokens
 
 
 def _num_prompts(counts: dict[str, int]) -> int:
