@@ -60,6 +60,7 @@ class BenchmarkArguments:
         None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
+    encoder_keep_share: float | None = argument(None, "Least share of the tokens that the encoder of `generate` sees.")
     dataloader_num_workers: int = argument(0, "Processes that load, in `extract`, `load-tokens` and `load-jpegs`.")
     jpeg_size: list[int] = field(
         default_factory=lambda: [375, 500],
@@ -130,7 +131,8 @@ def measure(
     seconds = interleave(runs, device, arguments.warmup, arguments.repetitions)
     is_counted, flops = workload not in ON_HOST, None
     if is_counted:
-        flops = count_flops(workload, meta_model(arguments.size), arguments.num_inference_steps)
+        model = meta_model(arguments.size)
+        flops = count_flops(workload, model, arguments.num_inference_steps, arguments.encoder_keep_share)
     measurements = [
         Measurement(
             workload,
@@ -150,6 +152,7 @@ def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.
     common = {
         "batch_size": arguments.batch_size,
         "num_inference_steps": arguments.num_inference_steps,
+        "encoder_keep_share": arguments.encoder_keep_share,
         "num_workers": arguments.dataloader_num_workers,
         "jpeg_size": tuple(arguments.jpeg_size),
     }

@@ -24,6 +24,8 @@ from huggingface_hub.errors import (
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # What pushing may be told.
 PUSHING = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr", "tags")
+# Folders of the components of a pipeline that is led by representations.
+REPRESENTATION_PARTS = ("representation_model", "representation_scheduler", "representation_encoder")
 # What belongs to a model, of all that a training run leaves in its folder.
 PUBLISHED = (
     "config.json",
@@ -34,6 +36,7 @@ PUBLISHED = (
     "model_index.json",
     "scheduler/*",
     "model/*.py",
+    *(f"{part}/*" for part in REPRESENTATION_PARTS),
     "*.py",
     "requirements.txt",
     "README.md",
@@ -84,17 +87,26 @@ def fetch_folder(name: str, patterns: Sequence[str], **fetching: Any) -> str:
         return snapshot_download(name, allow_patterns=list(patterns), **fetching)
 
 
-def model_folder(name_or_path: str | os.PathLike, variant: str | None = None, **fetching: Any) -> str:
+def model_folder(
+    name_or_path: str | os.PathLike, variant: str | None = None, parts: Sequence[str] = (), **fetching: Any
+) -> str:
     """
-    The folder itself or, for a name on the Hub, its copy in the cache, with all that a model, tokenizer or pipeline is
-    loaded from.
+    The folder itself or, for a name on the Hub, its copy in the cache, with all that a model or a tokenizer is loaded
+    from.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): the folder or name.
+        variant (`str`, *optional*): which weights.
+        parts (`Sequence[str]`): folders of more components of a pipeline.
+        fetching: what `snapshot_download` takes: see [`FETCHING`].
 
     Raises:
         OSError: in one line, where there is no such folder or repository, or it cannot be reached.
     """
     if os.path.isdir(name_or_path):
         return os.fspath(name_or_path)
-    return fetch_folder(os.fspath(name_or_path), [*_BESIDE_WEIGHTS, *weight_patterns(variant)], **fetching)
+    patterns = [*_BESIDE_WEIGHTS, *weight_patterns(variant), *(f"{part}/*" for part in parts)]
+    return fetch_folder(os.fspath(name_or_path), patterns, **fetching)
 
 
 @contextmanager

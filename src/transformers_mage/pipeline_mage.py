@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
@@ -19,14 +19,15 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .checks import finite_number
+from .checks import finite_number, share
 from .conditioning import (
-    UNCONDITIONAL_LABEL,
     ClassLabels,
+    Condition,
     GuidancePlan,
     apply_guidance,
     resolve_prompt,
 )
+from .decoding_plan import WHOLE_LOOK, DecodingPlan, Look, count_hidden
 from .editing import (
     Canvas,
     Edit,
@@ -38,6 +39,7 @@ from .editing import (
 )
 from .image_inputs import ImageInput, to_tensor
 from .modeling_mage import check_weights
+from .pipeline_representations import PipelineRepresentationMixin, Representations
 from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
@@ -60,19 +62,39 @@ class MagePipelineOutput(BaseOutput):
     steps: torch.LongTensor | None = None
 
 
-class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
+class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPipeline):
     r"""
-    Generates images, unconditionally or of a class, and edits images: repaints, extends and varies them.
+    Generates images, unconditionally, of a class or led by a representation, and edits images: repaints, extends and
+    varies them.
 
     Args:
         model ([`MageForMaskedImageModeling`]): the model, its tokenizer inside.
         scheduler ([`MageScheduler`]): which tokens to keep at each step.
         image_processor (`BaseImageProcessor`, *optional*):
             what prepares pixels for `AutoModel`. The pipeline saves it with the model and does not use it.
+        representation_model ([`RepresentationDiffusionModel`], *optional*):
+            what draws representations, where the model is led by them (RCG, arXiv 2312.03701).
+        representation_scheduler (`SchedulerMixin`, *optional*):
+            how they are drawn; by default as RCG does, by DDIM.
+        representation_encoder (`PreTrainedModel`, *optional*):
+            what gives representations of images, as `config.representation_source` says.
+        encoder_keep_share (`float`, *optional*):
+            share of the tokens, above 0 and up to 1, that the encoder sees at least in each step: all known ones and,
+            up to this share, random hidden ones. The others are dropped, as in training (section 3.2), which makes
+            other images at less cost. By default none are. It is saved with the pipeline. While editing, the encoder
+            sees as many tokens of each image as are known of the one of which most are.
+
+    Raises:
+        ValueError: where `representation_model` draws representations of another size than the model takes.
     """
 
-    model_cpu_offload_seq = "model"
-    _optional_components = ["image_processor"]
+    model_cpu_offload_seq = "representation_encoder->representation_model->model"
+    _optional_components = [
+        "image_processor",
+        "representation_model",
+        "representation_scheduler",
+        "representation_encoder",
+    ]
     _callback_tensor_inputs = ["tokens", "preview"]
 
     def __init__(
@@ -81,12 +103,29 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         model: PreTrainedModel,
         scheduler: MageScheduler,
         image_processor: BaseImageProcessor | None = None,
+        representation_model: ModelMixin | None = None,
+        representation_scheduler: SchedulerMixin | None = None,
+        representation_encoder: PreTrainedModel | None = None,
+        encoder_keep_share: float | None = None,
     ):
         super().__init__()
-        self.register_modules(model=model, scheduler=scheduler, image_processor=image_processor)
+        self.register_modules(
+            model=model,
+            scheduler=scheduler,
+            image_processor=image_processor,
+            representation_model=representation_model,
+            representation_scheduler=representation_scheduler,
+            representation_encoder=representation_encoder,
+        )
+        self._check_representation_parts()
+        if representation_scheduler is None:
+            self.register_modules(representation_scheduler=self._default_representation_scheduler())
         # The package rather than its files, so that saved folders outlive a change of layout.
         for name, component in (("model", model), ("scheduler", scheduler)):
             self.register_to_config(**{name: (__package__, type(component).__name__)})
+        if encoder_keep_share is not None:
+            encoder_keep_share = share("encoder_keep_share", encoder_keep_share)
+        self.register_to_config(encoder_keep_share=encoder_keep_share)
         self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
         self._code_colors: torch.Tensor | None = None
         self._is_compiled = False
@@ -104,8 +143,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the model, given a class, is asked without it too."""
-        return self._guidance_scale > 0 and self.model.config.num_classes > 0
+        """Whether the model, given a class or a representation, is asked without it too."""
+        config = self.model.config
+        return self._guidance_scale > 0 and (config.num_classes > 0 or config.representation_size is not None)
 
     @property
     def num_timesteps(self) -> int:
@@ -141,6 +181,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         num_images: int | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        representations: Representations | None = None,
+        like: ImageInput | None = None,
+        num_representation_steps: int = 250,
     ) -> MagePipelineOutput | tuple:
         r"""
         Args:
@@ -154,8 +197,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             class_labels (`int`, `str`, `None`, a list of them, `np.ndarray` or `torch.LongTensor`, *optional*):
                 classes, by id or by name (`config.id2label`), for a class-conditional model; `None` is no class.
             guidance_scale (`float`, *optional*, defaults to 0.0):
-                classifier-free guidance: logits are cond + g (cond - uncond). 0 is no guidance, at half the cost.
-                Without a class both are the same, so that it changes nothing.
+                classifier-free guidance by the class, the representation or both: logits are cond + g (cond -
+                uncond). 0 is no guidance, at half the cost. Without either both are the same, so that it changes
+                nothing.
             guidance_schedule (`str`, *optional*, defaults to `"linear"`):
                 how g comes to `guidance_scale` over the share r of steps done: `"linear"`, r; `"constant"`, 1;
                 `"cosine"`, (1 - cos(pi r)) / 2.
@@ -189,6 +233,13 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
             guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
                 shares of the steps from which and up to which there is guidance. Outside of it a step costs half.
+            representations (`torch.Tensor` or `np.ndarray`, *optional*): for a model led by representations, one of
+                shape (representation_size,) or several of shape (num, representation_size), as
+                [`~MagePipeline.get_representations`] gives them; rows of NaN are the learned empty one. Without any,
+                and without `like`, a new one is drawn for each image if there is a `representation_model`. If there
+                is none, or an `image` is edited, the empty one is taken.
+            like (of the types of `image`, *optional*): make images like these: led by their representations.
+            num_representation_steps (`int`, *optional*, defaults to 250): steps in which representations are drawn.
 
         Returns:
             [`MagePipelineOutput`] or `tuple`: the images, and the steps if asked for.
@@ -197,7 +248,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             ValueError: for arguments that make no images; the message says which would do. And for models whose
                 predictions are not finite.
         """
-        labels, num_images = resolve_prompt(self.model.config, prompt, class_labels, num_images)
+        labels, num_images = resolve_prompt(self._prompt_config, prompt, class_labels, num_images)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_output(image is not None, output_type, callback_on_step_end_tensor_inputs)
@@ -206,15 +257,21 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
         size = self._canvas_size(edit, height, width)
         with evaluation_mode(self.model):
-            canvas, batch_labels = self._prepare(edit, labels, num_images, size)
+            asked = self._asked_representations(representations, like)
+            canvas, condition = self._prepare(edit, labels, asked, num_images, size)
+            draws = asked is None and edit is None and self.representation_model is not None
+            if draws:
+                condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
+            self._check_classes_are_read(condition)
             self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
+            tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(
-                self._hide_tokens(canvas, edit, generator),
-                batch_labels,
-                # What is known of blank canvases saves work. Compiled, each shape would take a graph of its own.
-                alike=num_images if edit is None and not self._is_compiled else 1,
-                knows_hidden=edit is None and not self._is_compiled and callback_on_step_end is None,
+                tokens,
+                condition,
+                # Compiled, each shape would take a graph of its own.
+                alike=num_images if edit is None and not draws and not self._is_compiled else 1,
+                plan=self._plan(tokens, edit, looks_again=callback_on_step_end is not None),
                 guidance=guidance,
                 generator=generator,
                 callback=callback_on_step_end,
@@ -229,9 +286,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     def _decode(
         self,
         tokens: torch.LongTensor,
-        labels: torch.LongTensor | None,
+        condition: Condition,
         alike: int,
-        knows_hidden: bool,
+        plan: DecodingPlan,
         guidance: GuidancePlan,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         callback: Callable | None,
@@ -242,7 +299,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
 
         Args:
             alike: canvases in a row that are the same before the first step: one of them is looked at.
-            knows_hidden: whether the schedule alone decides how many tokens are hidden in each step.
+            plan: what each step looks at.
         """
         self._is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
         (rows, columns), tokens = tokens.shape[1:], tokens.flatten(1)
@@ -254,9 +311,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
                 scale = guidance.at(self._guidance_scale, step, len(timesteps))
                 # CUDA graphs, if the step was compiled, may forget the step before.
                 torch.compiler.cudagraph_mark_step_begin()
-                num_read = self.scheduler.max_masked(step, tokens.shape[1]) if knows_hidden else None
                 canvases = tokens.unflatten(1, grid_size)
-                logits = self._predict_logits(canvases, labels, scale, alike if step == 0 else 1, num_read)
+                look = plan.look(step, canvases, generator)
+                logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, look)
                 # Looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
@@ -292,13 +349,15 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         plan = GuidancePlan(guidance_schedule, guidance_interval)
         finite_number("guidance_scale", guidance_scale, "0 (no guidance) or more and finite")
         config = self.model.config
-        if guidance_scale == 0 or (config.num_classes and config.class_dropout_prob > 0):
+        knows_no_class = config.num_classes and config.class_dropout_prob > 0
+        knows_no_representation = config.representation_size and config.representation_dropout_prob > 0
+        if guidance_scale == 0 or knows_no_class or knows_no_representation:
             return plan
-        reason = (
-            "was trained with classes only (`config.class_dropout_prob` is 0), so it has no unconditional prediction"
-            if config.num_classes
-            else "is unconditional (`config.num_classes` is 0), so it has no class"
-        )
+        reason = "is unconditional (`config.num_classes` is 0), so it has no class"
+        if config.num_classes or config.representation_size:
+            name, switch = ("classes", "class") if config.num_classes else ("representations", "representation")
+            always = f"was trained with {name} only (`config.{switch}_dropout_prob` is 0)"
+            reason = f"{always}, so it has no unconditional prediction"
         raise ValueError(f"`guidance_scale` is {guidance_scale}, but this model {reason} to guide by. Leave it at 0.")
 
     @property
@@ -306,17 +365,22 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         return 3 if self.vqvae is None else self.vqvae.config.in_channels
 
     def _prepare(
-        self, edit: Edit | None, labels: list[int] | None, num_images: int, canvas_size: tuple[int, int]
-    ) -> tuple[Canvas, torch.LongTensor | None]:
-        """The canvas and, of shape (batch_size,), the class of each image to make: `num_images` of each prompt."""
-        prompts = _num_prompts(1 if edit is None else len(edit.images), 1 if labels is None else len(labels))
+        self,
+        edit: Edit | None,
+        labels: list[int] | None,
+        representations: torch.FloatTensor | None,
+        num_images: int,
+        canvas_size: tuple[int, int],
+    ) -> tuple[Canvas, Condition]:
+        """The canvas, and what each image is asked to be: `num_images` of each prompt."""
+        classes: Any = None if labels is None else torch.tensor(labels, device=self._execution_device)
+        condition = Condition(classes, representations)
+        counts = {"images": 1 if edit is None else len(edit.images), "classes": 1 if labels is None else len(labels)}
+        prompts = _num_prompts(counts | {"representations": 1 if representations is None else len(representations)})
         canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
-        canvas = canvas.repeat(num_images)
-        if labels is None:
-            return canvas, None
-        one_each = torch.tensor(labels, device=self._execution_device).expand(prompts)
-        return canvas, one_each.repeat_interleave(num_images)
+        one_each = condition.map(lambda rows: rows.expand(prompts, *rows.shape[1:]))
+        return canvas.repeat(num_images), one_each.map(lambda rows: rows.repeat_interleave(num_images, dim=0))
 
     def _prepare_canvas(self, prompts: int, edit: Edit | None, size: tuple[int, int]) -> Canvas:
         """What is known of each prompt's image: nothing, or the pixels and tokens of an image amid the padding."""
@@ -371,53 +435,68 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             is_hidden = is_hidden & (noise.argsort(dim=1).argsort(dim=1) < count)
         return canvas.tokens.masked_fill(is_hidden.view(canvas.tokens.shape), self.model.config.mask_token_id)
 
+    def _plan(self, tokens: torch.LongTensor, edit: Edit | None, looks_again: bool) -> DecodingPlan:
+        """What the steps look at, from these tokens on."""
+        length, config = tokens.shape[1] * tokens.shape[2], self.model.config
+        hidden, keep_share = (length, length), self.config.encoder_keep_share
+        if edit is not None:
+            # Looked at only where it matters, since the host has to wait for it.
+            hidden = count_hidden(tokens, config.mask_token_id) if keep_share is not None else (0, length)
+        return DecodingPlan(
+            self.scheduler,
+            length,
+            config.sequence_length,
+            hidden,
+            keep_share,
+            # Compiled, each number of them would take a graph of its own.
+            reads_all=self._is_compiled,
+            looks_again=looks_again,
+        )
+
     def _predict_logits(
         self,
         tokens: torch.LongTensor,
-        class_labels: torch.LongTensor | None,
+        condition: Condition,
         guidance: float,
         alike: int = 1,
-        num_read: int | None = None,
+        look: Look = WHOLE_LOOK,
     ) -> torch.FloatTensor:
         """
         (batch_size, sequence_length, codebook_size), guided: both passes in one batch. Of each `alike` canvases in a
-        row only the first is looked at. Where at most `num_read` tokens are hidden, they may be 0 at the others.
+        row only the first is looked at. They may be 0 where nothing is hidden.
         """
         if alike > 1:
-            class_labels = None if class_labels is None else class_labels[::alike]
-            logits = self._predict_logits(tokens[::alike], class_labels, guidance, 1, num_read)
+            first = condition.map(lambda rows: rows[::alike])
+            logits = self._predict_logits(tokens[::alike], first, guidance, 1, look)
             return logits.repeat_interleave(alike, dim=0)
-        if class_labels is None or guidance == 0:
-            return self._predict_canvas(tokens, class_labels, num_read)
-        class_labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL_LABEL)])
-        logits = self._predict_canvas(tokens.repeat(2, 1, 1), class_labels, num_read)
+        if not condition or guidance == 0:
+            return self._predict_canvas(tokens, condition, look)
+        look = look.rearranged(lambda grids: grids.repeat(2, 1, 1))
+        logits = self._predict_canvas(tokens.repeat(2, 1, 1), condition.with_unconditional(), look)
         return apply_guidance(logits, torch.full((), guidance, device=logits.device))
 
     def _predict_canvas(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, num_read: int | None = None
+        self, tokens: torch.LongTensor, condition: Condition, look: Look = WHOLE_LOOK
     ) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
-        if grid_size == window and num_read is not None and num_read < rows * columns:
-            return self._predict_hidden(tokens, class_labels, num_read)
         if grid_size == window:
-            return self.model(input_ids=tokens, class_labels=class_labels, return_dict=True).logits
+            return self._predict_grid(tokens, condition, look)
         windows = split_into_windows(tokens, window)
-        if class_labels is not None:
-            class_labels = class_labels.repeat(len(windows) // len(tokens))
-        logits = self.model(input_ids=windows, class_labels=class_labels, return_dict=True).logits
-        return merge_windows(logits, grid_size, window)
+        times = len(windows) // len(tokens)
+        seen = condition.map(lambda rows: rows.repeat(times, *[1] * (rows.ndim - 1)))
+        look = look.rearranged(lambda grids: split_into_windows(grids, window))
+        return merge_windows(self._predict_grid(windows, seen, look), grid_size, window)
 
-    def _predict_hidden(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, num_read: int
-    ) -> torch.FloatTensor:
-        """Logits of the hidden tokens, of which no canvas has more than `num_read`, amid zeros."""
+    def _predict_grid(self, tokens: torch.LongTensor, condition: Condition, look: Look) -> torch.FloatTensor:
+        """The same for grids of the trained size."""
         is_hidden = tokens.flatten(1) == self.model.config.mask_token_id
-        positions = is_hidden.byte().argsort(dim=1, descending=True, stable=True)[:, :num_read]
-        read = self.model(
-            input_ids=tokens, class_labels=class_labels, read_positions=positions, return_dict=True
-        ).logits
+        inputs = {"input_ids": tokens, **condition.as_kwargs(), **look.dropping(is_hidden)}
+        if look.num_read is None or look.num_read >= is_hidden.shape[1]:
+            return self.model(**inputs, return_dict=True).logits
+        positions = is_hidden.byte().argsort(dim=1, descending=True, stable=True)[:, : look.num_read]
+        read = self.model(**inputs, read_positions=positions, return_dict=True).logits
         logits = read.new_zeros(*is_hidden.shape, read.shape[-1])
         return logits.scatter_(1, positions[..., None].expand_as(read), read)
 
@@ -532,11 +611,13 @@ def _tokens_returned(returned: Any, tokens: torch.LongTensor) -> torch.LongTenso
     return replaced
 
 
-def _num_prompts(num_edited: int, num_classes: int) -> int:
-    """How many images, classes or pairs of them there are to make images of."""
-    if min(num_edited, num_classes) != 1 and num_edited != num_classes:
-        raise ValueError(f"Pass one class, or one for each of the {num_edited} images, got {num_classes}.")
-    return max(num_edited, num_classes)
+def _num_prompts(counts: dict[str, int]) -> int:
+    """How many images, classes, representations or combinations of them there are to make images of."""
+    several = {name: count for name, count in counts.items() if count != 1}
+    if len(set(several.values())) > 1:
+        got = " and ".join(f"{count} {name}" for name, count in several.items())
+        raise ValueError(f"Pass one of each, or as many of one as of the other, got {got}.")
+    return max(counts.values())
 
 
 __all__ = ["MagePipeline", "MagePipelineOutput"]

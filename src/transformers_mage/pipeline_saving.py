@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,19 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from transformers.utils import logging
 
-from .carried_code import IS_INSTALLED, remove_code, write_code
-from .hub_folders import FETCHING, check_repository, holds_weights, model_folder, push_folder
-from .modeling_mage import MageForMaskedImageModeling
+from .carried_code import IS_INSTALLED, class_of_stand_in, remove_code, write_code
+from .hub_folders import FETCHING, REPRESENTATION_PARTS, check_repository, holds_weights, model_folder, push_folder
+from .modeling_mage import MageForMaskedImageModeling, MageModel
+from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
 from .scheduling_mage import MageScheduler
 
 logger = logging.get_logger(__name__)
 
+# The package's own classes among those that give or draw representations.
+_OWN_PARTS: dict[str, Any] = {
+    each.__name__: each for each in (MageModel, RepresentationDiffusionModel, ViTWithProjection)
+}
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
@@ -69,10 +77,25 @@ class PipelineSavingMixin(_Pipeline):
         if "scheduler" not in kwargs:
             kwargs["scheduler"] = MageScheduler.from_pretrained(folder, subfolder="scheduler")
             _log_loaded("scheduler", kwargs["scheduler"], pretrained_model_name_or_path)
+        loading_parts = {name: loading[name] for name in ("variant", "use_safetensors") if name in loading}
+        for name, part_class in cls._own_parts(folder):
+            if name not in kwargs:
+                part_dtype = _dtype_of(dtype, name)
+                kwargs[name] = part_class.from_pretrained(Path(folder, name), dtype=part_dtype, **loading_parts)
+                _log_loaded(name, kwargs[name], pretrained_model_name_or_path)
         pipe = super().from_pretrained(folder, **kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipe.hf_device_map = device_map
         return pipe
+
+    @classmethod
+    def _own_parts(cls, folder: str) -> Iterator[tuple[str, Any]]:
+        """Names and classes of what gives and draws representations, where these are classes of this package."""
+        index = json.loads(Path(folder, cls.config_name).read_text())
+        for name in REPRESENTATION_PARTS:
+            _, class_name = index.get(name) or (None, None)
+            if class_of_stand_in(class_name) in _OWN_PARTS:
+                yield name, _OWN_PARTS[class_of_stand_in(class_name)]
 
     @staticmethod
     def _load_model(folder: str, dtype: torch.dtype | None, **loading: Any) -> MageForMaskedImageModeling:
@@ -103,7 +126,7 @@ class PipelineSavingMixin(_Pipeline):
         unknown = sorted(set(fetching) - set(FETCHING))
         if unknown:
             raise TypeError(f"`download` takes {list(FETCHING)}, got `{unknown[0]}`.")
-        return model_folder(pretrained_model_name, variant, **fetching)
+        return model_folder(pretrained_model_name, variant, REPRESENTATION_PARTS, **fetching)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> dict | tuple:
@@ -114,6 +137,10 @@ class PipelineSavingMixin(_Pipeline):
         for name, component in (("model", MageForMaskedImageModeling), ("scheduler", MageScheduler)):
             if name in config:
                 config[name] = [component.__module__, component.__name__]
+        for name in REPRESENTATION_PARTS:
+            part = _OWN_PARTS.get(class_of_stand_in((config.get(name) or [None, None])[1]))
+            if part is not None:
+                config[name] = [part.__module__, part.__name__]
         return loaded
 
     def save_pretrained(
@@ -182,16 +209,37 @@ class PipelineSavingMixin(_Pipeline):
             (folder / "preprocessor_config.json").unlink(missing_ok=True)
         else:
             self.image_processor.save_pretrained(folder)
+        for name in REPRESENTATION_PARTS:
+            self._save_representation_part(folder / name, variant, max_shard_size)
         (folder / self.config_name).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
+
+    def _save_representation_part(self, folder: Path, variant: str | None, max_shard_size: int | str):
+        part: Any = getattr(self, folder.name)
+        if folder.is_dir():
+            # Another one, or its code, is not to be published with this one.
+            shutil.rmtree(folder)
+        if isinstance(part, torch.nn.Module):
+            part.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)  # type: ignore[operator]
+            remove_code(folder)
+        elif part is not None:
+            part.save_pretrained(folder)
 
     def _index(self) -> dict[str, Any]:
         """What `model_index.json` says."""
         # Where the pipeline was loaded from is nobody's business but this machine's.
         index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
         index["_class_name"] = type(self).__name__
+        if index["encoder_keep_share"] is None:
+            # As earlier versions of this package know it.
+            del index["encoder_keep_share"]
         for name, component in self.components.items():
             library = None if component is None else type(component).__module__
-            if library is not None and library.rpartition(".")[0] == __package__:
+            if component is None and name in REPRESENTATION_PARTS:
+                # As folders were before there were such parts.
+                del index[name]
+            elif type(component).__name__ in _OWN_PARTS:
+                index[name] = ["transformers_mage", type(component).__name__]
+            elif library is not None and library.rpartition(".")[0] == __package__:
                 # The package rather than its files, so that saved folders outlive a change of layout.
                 index[name] = ["transformers_mage", type(component).__name__]
             elif library is not None and library.startswith("transformers."):
@@ -254,9 +302,9 @@ def _log_loaded(name: str, component: Any, source: str | os.PathLike):
     pipeline_utils.logger.info(f"Loaded {name} as {type(component).__name__} from {source}.")
 
 
-def _dtype_of(dtype: torch.dtype | dict | None) -> torch.dtype | None:
-    """The model's, where diffusers takes one for each component."""
-    return dtype.get("model", dtype.get("default")) if isinstance(dtype, dict) else dtype
+def _dtype_of(dtype: torch.dtype | dict | None, name: str = "model") -> torch.dtype | None:
+    """A component's, where diffusers takes one for each of them."""
+    return dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
 
 
 def _quantization_of(config: Any) -> dict[str, Any]:

@@ -291,9 +291,10 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         # more steps are to come (`scheduled` is 0 after the last) at least one stays masked, as in the original.
         confidence = confidence.masked_fill(~is_masked, torch.inf)
         num_masked = torch.minimum(is_masked.sum(dim=1) - 1, scheduled)
-        num_masked = torch.maximum(num_masked, scheduled.clamp(max=1)).clamp(max=sampled.shape[1] - 1)
-        cut_off = confidence.sort(dim=1).values.gather(1, num_masked[:, None])
-        return sampled.masked_fill(confidence < cut_off, self.config.mask_token_id)
+        num_masked = torch.maximum(num_masked, scheduled.clamp(max=1))
+        # By rank rather than by the value of the last one, so that equal ones do not change how many are masked.
+        rank = confidence.argsort(dim=1, stable=True).argsort(dim=1)
+        return sampled.masked_fill(is_masked & (rank < num_masked[:, None]), self.config.mask_token_id)
 
     def _sample_tokens(
         self, logits: torch.FloatTensor, uniform: torch.FloatTensor
@@ -343,6 +344,15 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         share = MASKING_SCHEDULES[self.config.masking_schedule](step_index / self.num_inference_steps)
         # One more, since a device may round the product another way.
         return min(math.floor(sequence_length * share) + 1, sequence_length)
+
+    def min_masked(self, step_index: int, masked_at_start: int) -> int:
+        """At least so many tokens of an image that starts with `masked_at_start` are masked before a step."""
+        masked = masked_at_start
+        for step in range(step_index):
+            share = MASKING_SCHEDULES[self.config.masking_schedule]((step + 1) / self.num_inference_steps)
+            masked = min(masked, max(min(masked - 1, math.floor(masked_at_start * share)), 1))
+        # One less, since a device may round the product another way.
+        return masked if step_index == 0 else max(masked - 1, 0)
 
     def add_noise(
         self,

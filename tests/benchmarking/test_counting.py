@@ -14,7 +14,8 @@ RECORDED = [CountedWork(**row) for row in json.loads((ROOT / "docs" / "counted_w
 
 
 def name_of(work: CountedWork) -> str:
-    return f"{work.size}-{work.workload}-{work.num_inference_steps}"
+    choices = f"-keep-{work.encoder_keep_share}" if work.encoder_keep_share else ""
+    return f"{work.size}-{work.workload}-{work.num_inference_steps}{choices}"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Setting:
         batch_size (`int`): images in a call.
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
+        encoder_keep_share (`float`, *optional*): of `generate`; see [`MagePipeline`].
         is_compiled (`bool`): whether the pipeline compiles its steps.
         num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
@@ -49,6 +50,7 @@ class Setting:
     batch_size: int
     dtype: torch.dtype = torch.float32
     num_inference_steps: int = 20
+    encoder_keep_share: float | None = None
     is_compiled: bool = False
     num_workers: int = 0
     jpeg_size: tuple[int, int] = (375, 500)
@@ -153,7 +155,8 @@ def generate(setting: Setting) -> Run:
     model = _for_inference(setting)
     if isinstance(model, PlainMage):
         return lambda: _generate_plainly(setting)
-    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
+    scheduler = MageScheduler(model.config.mask_token_id)
+    pipe = MagePipeline(model, scheduler, encoder_keep_share=setting.encoder_keep_share)
     pipe.set_progress_bar_config(disable=True)
     if setting.is_compiled:
         pipe.compile()
