@@ -12,7 +12,7 @@ from ..configuration_mage import MageConfig
 from ..data.images import evaluation_processor, open_image
 from ..data.labelled_images import LabelledImages
 from ..files import FolderError
-from ..hub_folders import model_folder
+from ..hub_folders import UNREADABLE, model_folder
 from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel, check_weights
 from .extraction import Feature
 from .probing import ProbeHead
@@ -51,7 +51,7 @@ def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: 
     try:
         model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
         check_weights(model)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error
     wrong = [entry for entry in info["mismatched_keys"] if not entry[0].startswith("classifier.")]
     if wrong:
