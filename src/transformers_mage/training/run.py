@@ -21,7 +21,6 @@ from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
 from ..hub.publishing import Publisher
-from ..processes import end_with_launcher
 from .arguments import TrainingArguments
 from .checkpointing import (
     PREFIX,
@@ -480,7 +479,6 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
         OSError: if the model is to be pushed and that cannot be.
     """
-    end_with_launcher()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
