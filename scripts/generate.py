@@ -21,6 +21,7 @@ from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
+from transformers_mage.hub_folders import UNREADABLE
 from transformers_mage.sampling import (
     FORMATS,
     ClassPlan,
@@ -126,7 +127,7 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
     try:
         precision = {} if arguments.dtype == "float32" else {"torch_dtype": getattr(torch, arguments.dtype)}
         pipe = MagePipeline.from_pretrained(name, **precision).to(device)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     chosen = {key: getattr(arguments, key) for key in SCHEDULER_CHOICES if getattr(arguments, key) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **chosen)

@@ -158,6 +158,7 @@ def train_probes(
     train_heads(run, heads, extractor, views.on_device())
     if not scores:
         validate()
+    publisher = Publisher.of(arguments, accelerator)
     with run.finished():
         trained = accelerator.unwrap_model(heads).heads
         probes = [
@@ -168,8 +169,9 @@ def train_probes(
             )
             for feature in extractor.features
         ]
-        if accelerator.is_main_process:
-            save_best(probes, extractor.model, validation, arguments)
+        is_saved = accelerator.is_main_process and save_best(probes, extractor.model, validation, arguments, publisher)
+    if is_saved:
+        publisher.push()
     return [probe.result for probe in probes]
 
 
@@ -220,7 +222,9 @@ def probe_cached_features(
         probes.append(TrainedProbe(feature, probe.as_head(), results[-2]))
     seconds, names = time.perf_counter() - start, ", ".join(extractor.names)
     logger.info(f"Learned from {len(known)} images and scored {len(unknown)} in {seconds:.2f} s: {names}.")
-    save_best(probes, extractor.model, validation, arguments)
+    publisher = Publisher.of(arguments, accelerator)
+    if save_best(probes, extractor.model, validation, arguments, publisher):
+        publisher.push()
     return results
 
 
@@ -240,17 +244,22 @@ def cached_features(
     return FrozenFeatures.of(store, accelerator.device)
 
 
-def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledImages, arguments: ProbeArguments):
-    """Writes the encoder up to the layer of the best feature, and the probe of it, as a classifier."""
+def save_best(
+    probes: list[TrainedProbe],
+    encoder: MageModel,
+    images: LabelledImages,
+    arguments: ProbeArguments,
+    publisher: Publisher,
+) -> bool:
+    """Writes the encoder up to the layer of the best feature, and the probe of it, as a classifier, if it is one."""
     best = max(probes, key=lambda probe: probe.result.rank)
     if best.feature.layer == 0:
         logger.warning(f"A classifier has at least one layer, so the probe of {best.feature} is not saved.")
-        return
+        return False
     model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
-    publisher = Publisher(arguments.output_dir, arguments.publication.check())
     facts = arguments.card_facts(publisher.name, "classification", model.config)
     write_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
-    publisher.push()
+    return True
 
 
 if __name__ == "__main__":

@@ -601,3 +601,12 @@ def test_model_without_a_tokenizer_takes_tokens_alone(small_config):
 def test_folder_that_is_no_model(tmp_path):
     with pytest.raises((OSError, ValueError), match=r"no file named model\.safetensors"):
         MageForMaskedImageModeling.from_pretrained(tmp_path)
+
+
+def test_a_pickle_of_more_than_tensors_is_not_read(small_model: MageForMaskedImageModeling, tmp_path: Path):
+    """transformers advises to read it nevertheless."""
+    small_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weight": Path("somewhere")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="Nothing in it was run"):
+        MageForMaskedImageModeling.from_pretrained(tmp_path)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .files import write_text
+from .processes import end_with_launcher
 
 # What shells give for Ctrl-C.
 EXIT_CTRL_C = 130
@@ -254,11 +255,13 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
     """
     Ends a script with one line and a status where its user, the data or the disk is at fault: for the errors that this
     package and the script raise themselves, and for those of the operating system. What anything else raises is a
-    bug, and keeps its traceback. Other processes are left in good order when it is done.
+    bug, and keeps its traceback. The script does not outlive what launched it, and leaves other processes in good
+    order when it is done.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
+        end_with_launcher()
         try:
             main(argv)
         except (OSError, SafetensorError) as error:

@@ -116,7 +116,9 @@ def convert(args: argparse.Namespace):
     check_free(args.out)
     if args.push_to_hub:
         args.push_to_hub = check_repository(args.push_to_hub)
-    with tqdm(total=6 if args.num_samples else 5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
+    with tqdm(
+        total=6 if args.num_samples else 5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]"
+    ) as progress:
         with _step(progress, "reading"):
             checkpoint, model = read(args)
         with _step(progress, "converting"):

@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
+from safetensors import SafetensorError
 
 # What `from_pretrained` may be told about where a repository comes from.
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -46,6 +49,11 @@ PUBLISHED = (
 )
 
 
+# What loading a folder may raise that is damaged, or holds something else.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError),
+    *(StrictDataclassError, SafetensorError, pickle.UnpicklingError),
+)
 _BESIDE_WEIGHTS = ("*_config.json", "config.json", "model_index.json", "scheduler/*", "diffusion_pytorch_model*")
 
 
@@ -107,6 +115,23 @@ def model_folder(
         return os.fspath(name_or_path)
     patterns = [*_BESIDE_WEIGHTS, *weight_patterns(variant), *(f"{part}/*" for part in parts)]
     return fetch_folder(os.fspath(name_or_path), patterns, **fetching)
+
+
+@contextmanager
+def refused_pickles(name: str | os.PathLike | None) -> Iterator[None]:
+    """
+    While weights are loaded, for those that are not safetensors.
+
+    Raises:
+        ValueError: where they are a pickle that PyTorch will not read, which advises to read it nevertheless.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The weights in {name} are a pickle that is damaged or holds more than tensors. Nothing in it was run. "
+            "Get them as safetensors."
+        ) from error
 
 
 @contextmanager
@@ -312,12 +337,14 @@ def _short_card(repo_id: str, is_pipeline: bool) -> str:
 
 
 __all__ = [
+    "UNREADABLE",
     "check_repository",
     "explained",
     "fetch_folder",
     "holds_weights",
     "model_folder",
     "push_folder",
+    "refused_pickles",
     "remove_other_weights",
     "weight_patterns",
 ]

@@ -29,7 +29,7 @@ from .carried_code import IS_INSTALLED, remove_code, write_code
 from .checks import whole_number
 from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
-from .hub_folders import PUSHING, check_repository, push_folder, remove_other_weights
+from .hub_folders import PUSHING, check_repository, push_folder, refused_pickles, remove_other_weights
 from .image_tokens import decode_images, encode_images
 from .kept_context import KeptContext, KeyValues, keep_context
 from .vq_shortcuts import skip_noop_layers
@@ -438,9 +438,11 @@ class MagePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: where weights are missing: of the tokenizer, the encoder, the decoder or the head. Only the
                 layers of a classifier and what added classes or representations need may be new. Also where a folder
-                stores weights as integers.
+                stores weights as integers, or as a pickle of more than tensors.
         """
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        path = pretrained_model_name_or_path
+        with refused_pickles(path):
+            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = {name for name in info["missing_keys"] if not name.startswith(cls._may_be_missing)}
         for part, size in _NEW_EMBEDDINGS.items():

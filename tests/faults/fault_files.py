@@ -1,13 +1,16 @@
 """Files that run code, are damaged or are no images, for every script that reads them: nothing of them is run."""
 
+import dataclasses
 import json
 import pickle
 import random
 import shutil
 import subprocess
+import typing
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PilImage
 
-from tests.in_process import MODEL_FLAGS, load_script
+from tests.in_process import MODEL_FLAGS, load_module, load_script
 from tests.original_files import original_weights, save_original
 from transformers_mage import MageForMaskedImageModeling, MagePipeline, MageScheduler
 from transformers_mage.convert_original_checkpoint import main as convert
@@ -26,6 +29,7 @@ from .disturbing import TIMES, run_alone, said, start, wait_for_start
 from .fault_damage import damage
 from .table import note_answers
 
+Script = Callable[[list[str]], None]
 # What each script is told, but for its output.
 DATA = ["--dataset_name", "DATA"]
 SMALL = ["--train_batch_size", "4", "--max_train_steps", "2", "--report_to", "none"]
@@ -297,3 +301,46 @@ def test_archives_that_are_no_checkpoints(tmp_path: Path):
         answers["refused by name"] += 1
     assert not (tmp_path / "sign").exists()
     note_answers("archives for the converter", answers)
+
+
+# Changes that there is no use in trying: where things are, and what the Hub is told.
+UNTRIED = {"output_dir", "push_to_hub", "hub_strategy", "hub_private_repo", "max_train_steps", "torch_compile"}
+
+
+def changed(field: dataclasses.Field, hint: object) -> list[str]:
+    """Another value of a flag, as words of the command line."""
+    kinds = {hint, *typing.get_args(hint)}
+    if field.metadata.get("choices"):
+        value = next(choice for choice in field.metadata["choices"] if choice not in (field.default, "fp16"))
+    elif bool in kinds:
+        value = not field.default
+    elif int in kinds:
+        value = (field.default or 1) + 1
+    elif float in kinds:
+        value = (field.default or 0.5) / 2
+    else:
+        return []
+    return [f"--{field.name}", str(value)]
+
+
+def test_each_flag_changed_on_resuming(train_mage: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path):
+    """It is done, or refused in words that name it."""
+    flags = [*MODEL_FLAGS, "--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder]
+    flags += ["--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
+    run = lambda folder: train_mage([*flags, "--max_train_steps", "2", "--output_dir", folder])  # noqa: E731
+    assert run_alone(run, tmp_path / "run") == 0, said(tmp_path / "run")
+    arguments_class, answers = load_module("train_mage").MageArguments, Counter()
+    hints = typing.get_type_hints(arguments_class)
+    for field in dataclasses.fields(arguments_class):
+        words = changed(field, hints[field.name]) if field.init and field.name not in UNTRIED else []
+        if not words:
+            continue
+        folder = Path(shutil.copytree(tmp_path / "run", tmp_path / field.name))
+        again = lambda folder, words=words: train_mage(  # noqa: E731
+            [*flags, "--max_train_steps", "4", *words, "--output_dir", folder]
+        )
+        status = run_alone(again, folder)
+        assert status == 0 or field.name in said(folder), said(folder)
+        answers["accepted" if status == 0 else "refused by name"] += 1
+    note_answers("flags changed on resuming", answers)
+    assert sum(answers.values()) > 40

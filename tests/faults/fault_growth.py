@@ -15,7 +15,7 @@ from .disturbing import processes_of, run_alone, said
 from .table import note_growth
 
 Script = Callable[[list[str]], None]
-UPDATES, SAMPLES, BATCH = 3000, 2000, 20
+UPDATES, SAMPLES, BATCH = 3000, 2000, 50
 # From a sixth of the way to the end, in MB: what Python's own heap may do. One leaked batch of tokens an update would
 # be several times as much.
 BOUND = 12
@@ -63,6 +63,7 @@ def test_updates(
     flags = [*MODEL_FLAGS, "--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder, "--use_ema"]
     flags += ["--max_train_steps", UPDATES, "--checkpointing_steps", "250", "--checkpoints_total_limit", "2"]
     flags += ["--validation_split", "test", "--validation_steps", "250", "--sample_steps", "250", *loading]
+    flags += ["--train_batch_size", "2"]
 
     def run(folder: Path):
         watch(TrainingRun, "_note_update", UPDATES // 6, tmp_path / "usage")
@@ -79,7 +80,7 @@ def test_samples(mage_folder: Path, tmp_path: Path):
 
     def run(folder: Path):
         watch(Sampler, "__call__", SAMPLES // BATCH // 6, tmp_path / "usage")
-        load_script("generate")([*flags, "--num_inference_steps", "4", "--output_dir", folder])
+        load_script("generate")([*flags, "--num_inference_steps", "2", "--output_dir", folder])
 
     assert run_alone(run, tmp_path / "run") == 0, said(tmp_path / "run")
     check_flat("samples", tmp_path / "usage", SAMPLES)

@@ -1,6 +1,7 @@
 """Signals to a training run: what was learned is saved, or it is said that it is not; and nothing is left behind."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from accelerate import Accelerator
 
 from tests.in_process import MODEL_FLAGS, in_child
-from transformers_mage import MagePipeline
+from transformers_mage import MagePipeline, image_inputs
 from transformers_mage.data.streamed import Lane
 from transformers_mage.training.run import TrainingRun
 from transformers_mage.training.stopping import StopSignals
@@ -129,6 +130,27 @@ def test_a_pause_between_attempts_does_not_hold_a_signal_up(train_mage: Script, 
     assert (status, said) == (75, f"Stopped by SIGTERM after 2 updates. {LATEST}")
     assert time.monotonic() - began < 120  # all attempts together would take 511 seconds of pauses
     assert checkpoints(tmp_path / "run") == ["checkpoint-2"]
+
+
+def signal_at_image(number: int):
+    """The signal comes while an image is decoded, where anything that is raised makes it a broken one."""
+    original, calls = image_inputs.open_image, []
+
+    def open_image(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    image_inputs.open_image = open_image
+
+
+def test_an_image_that_a_signal_interrupts_is_not_a_broken_one(train_mage: Script, flags: list[str], tmp_path: Path):
+    """24 images are decoded for 3 updates, of which the third is made anew when the run is resumed."""
+    status, said = outcome(train_mage, [*flags, "--in_memory_limit", "0"], tmp_path, lambda: signal_at_image(20))
+    assert (status, said) == (75, f"Stopped by SIGTERM after 2 updates. {LATEST}")
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["skipped_images"] == 0 for line in metrics)
 
 
 def fill_the_disk():

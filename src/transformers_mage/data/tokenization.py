@@ -10,7 +10,7 @@ import torch
 from diffusers import VQModel
 
 from ..files import FolderError
-from ..hub_folders import fetch_folder, weight_patterns
+from ..hub_folders import UNREADABLE, fetch_folder, weight_patterns
 from ..image_tokens import PIXEL_RANGE, PIXEL_RANGE_ENTRY, decode_images, encode_images, pixel_range, set_pixel_range
 from ..modeling_mage import MageModel
 from ..progress import progress_bar
@@ -54,7 +54,7 @@ def load_tokenizer(name_or_path: str | Path, subfolder: str | None = None) -> VQ
         model = model_class.from_pretrained(folder, **place)
     except TokenizerError:
         raise
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         hint = "" if subfolder else " If it is in a subfolder, say `--tokenizer_subfolder vqvae`."
         raise TokenizerError(f"There is no tokenizer in {where}: {error}{hint}") from error
     vqvae = model if isinstance(model, VQModel) else model.vqvae

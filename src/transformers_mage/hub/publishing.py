@@ -1,6 +1,7 @@
 """What becomes of a trained model: its folder with a card and, where it is asked for, a repository on the Hub."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,7 +93,7 @@ class Publisher:
     @property
     def name(self) -> str:
         """The repository's name or, where there is none, the folder's."""
-        return self.publication.repo_id or self.folder.resolve().name
+        return self.publication.repo_id or os.path.basename(os.path.realpath(self.folder))
 
     @property
     def is_free(self) -> bool:

@@ -16,7 +16,7 @@ from ..files import FolderError
 from ..hub.gallery import classifier_gallery
 from ..hub.model_card import CardFacts, write_card
 from ..hub.publishing import Publisher
-from ..hub_folders import model_folder
+from ..hub_folders import UNREADABLE, model_folder
 from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel, check_weights
 from .extraction import Feature
 from .probing import ProbeHead
@@ -58,7 +58,7 @@ def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: 
     try:
         model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
         check_weights(model)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error
     wrong = [entry for entry in info["mismatched_keys"] if not entry[0].startswith("classifier.")]
     if wrong:

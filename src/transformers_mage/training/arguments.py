@@ -1,5 +1,6 @@
 """What every training script can be told."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class TrainingArguments(DataArguments):
     @property
     def publication(self) -> Publication:
         """Where the trained model goes."""
-        name = self.hub_model_id or Path(self.output_dir).resolve().name
+        name = self.hub_model_id or os.path.basename(os.path.realpath(self.output_dir))
         return Publication(
             name if self.push_to_hub else None,
             self.hub_strategy,

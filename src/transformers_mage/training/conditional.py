@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..configuration_mage import MageConfig
 from ..data.batches import DataError
 from ..files import FolderError
-from ..hub_folders import model_folder
+from ..hub_folders import UNREADABLE, model_folder
 from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
 
 NEW_PARAMETERS = ("mage.embeddings.class_embeddings.", "mage.embeddings.representation_embeddings.")
@@ -65,10 +64,10 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
         config = MageConfig(**saved.to_dict() | names | values)
         image_size, config.image_size = config.image_size, saved.image_size
         model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
-    except (TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     except OSError as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error}") from error
+    except UNREADABLE as error:
+        raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     missing = {name for name in loading["missing_keys"] if not name.startswith(NEW_PARAMETERS)}
     if missing or loading["mismatched_keys"]:
         raise FolderError(

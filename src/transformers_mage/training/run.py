@@ -20,7 +20,6 @@ from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
 from ..hub.publishing import Publisher
-from ..processes import end_with_launcher
 from ..progress import terminal_bar
 from .arguments import TrainingArguments
 from .checkpointing import (
@@ -490,7 +489,6 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
         ValueError: if `--total_batch_size` cannot be split over the processes, or for fp16 on the CPU.
         OSError: if the model is to be pushed and that cannot be.
     """
-    end_with_launcher()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
