@@ -60,6 +60,8 @@ class BenchmarkArguments:
         None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
+    encoder_keep_share: float | None = argument(None, "Least share of the tokens that the encoder of `generate` sees.")
+    full_steps: int = argument(1, "Every how many steps of `generate` compute all tokens.")
     dataloader_num_workers: int = argument(0, "Processes that load, in `extract`, `load-tokens` and `load-jpegs`.")
     jpeg_size: list[int] = field(
         default_factory=lambda: [375, 500],
@@ -81,7 +83,7 @@ class BenchmarkArguments:
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
-        check_numbers(self, "batch_size num_inference_steps repetitions threads", at_least=1)
+        check_numbers(self, "batch_size num_inference_steps full_steps repetitions threads", at_least=1)
         check_numbers(self, "warmup dataloader_num_workers", at_least=0)
         if self.batch_size % max(self.dataloader_num_workers, 1):
             raise ValueError(
@@ -130,7 +132,9 @@ def measure(
     seconds = interleave(runs, device, arguments.warmup, arguments.repetitions)
     is_counted, flops = workload not in ON_HOST, None
     if is_counted:
-        flops = count_flops(workload, meta_model(arguments.size), arguments.num_inference_steps)
+        model = meta_model(arguments.size)
+        savings = (arguments.encoder_keep_share, arguments.full_steps)
+        flops = count_flops(workload, model, arguments.num_inference_steps, *savings)
     measurements = [
         Measurement(
             workload,
@@ -150,6 +154,8 @@ def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.
     common = {
         "batch_size": arguments.batch_size,
         "num_inference_steps": arguments.num_inference_steps,
+        "encoder_keep_share": arguments.encoder_keep_share,
+        "full_steps": arguments.full_steps,
         "num_workers": arguments.dataloader_num_workers,
         "jpeg_size": tuple(arguments.jpeg_size),
     }

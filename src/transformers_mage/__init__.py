@@ -21,6 +21,7 @@ from .modeling_mage import (
 )
 from .pipeline_mage import MagePipeline, MagePipelineOutput
 from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
 from .representations import RepresentationEncoder, RepresentationSource, standardize
 from .scheduling_mage import MageScheduler
 
@@ -57,6 +58,7 @@ __all__ = [
     "RepresentationEncoder",
     "RepresentationSource",
     "SchedulerMixin",
+    "ViTWithProjection",
     "sample_mask_ratio",
     "sample_masks",
     "standardize",

@@ -258,7 +258,7 @@ def push_folder(
             repo_id=repo_id,
             folder_path=Path(folder),
             allow_patterns=[*PUBLISHED, *also],
-            delete_patterns=weight_patterns(variant) if _holds_weights(folder, variant) else None,
+            delete_patterns=weight_patterns(variant) if holds_weights(folder, variant) else None,
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,
             revision=revision,
@@ -267,7 +267,8 @@ def push_folder(
     return commit.pr_url or commit.commit_url
 
 
-def _holds_weights(folder: str | os.PathLike, variant: str | None) -> bool:
+def holds_weights(folder: str | os.PathLike, variant: str | None = None) -> bool:
+    """Whether weights of that variant lie in a folder's root."""
     names = os.listdir(folder)
     return any(fnmatch.filter(names, pattern) for pattern in weight_patterns(variant))
 
@@ -302,6 +303,7 @@ __all__ = [
     "check_repository",
     "explained",
     "fetch_folder",
+    "holds_weights",
     "model_folder",
     "push_folder",
     "remove_other_weights",

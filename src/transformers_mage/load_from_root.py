@@ -30,6 +30,16 @@ class MageModelCodeFromRoot(PreTrainedModel):
         return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 
+class ViTWithProjectionCodeFromRoot(PreTrainedModel):
+    """The same for a `ViTWithProjection`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """The model in the folder, by the code in the parent folder."""
+        model_class = _class_in_root("representation_encoders.ViTWithProjection", pretrained_model_name_or_path)
+        return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+
 class RepresentationDiffusionModelCodeFromRoot(ModelMixin):
     """The same for a `RepresentationDiffusionModel`."""
 
@@ -46,4 +56,9 @@ def _class_in_root(name: str, folder: Any) -> Any:
     return get_class_from_dynamic_module(name, str(Path(folder).parent))
 
 
-__all__ = ["MageModelCodeFromRoot", "MageModelFromRoot", "RepresentationDiffusionModelCodeFromRoot"]
+__all__ = [
+    "MageModelCodeFromRoot",
+    "MageModelFromRoot",
+    "RepresentationDiffusionModelCodeFromRoot",
+    "ViTWithProjectionCodeFromRoot",
+]

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .checks import finite_number
+from .checks import finite_number, share
 from .conditioning import (
     ClassLabels,
     Condition,
@@ -27,6 +27,7 @@ from .conditioning import (
     apply_guidance,
     resolve_prompt,
 )
+from .decoding_plan import WHOLE_LOOK, DecodingPlan, Look, check_full_steps, count_hidden
 from .editing import (
     Canvas,
     Edit,
@@ -37,6 +38,7 @@ from .editing import (
     split_into_windows,
 )
 from .image_inputs import ImageInput, to_tensor
+from .kept_context import KeyValues
 from .modeling_mage import check_weights
 from .pipeline_representations import PipelineRepresentationMixin, Representations
 from .pipeline_saving import PipelineSavingMixin
@@ -77,6 +79,15 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             how they are drawn; by default as RCG does, by DDIM.
         representation_encoder (`PreTrainedModel`, *optional*):
             what gives representations of images, as `config.representation_source` says.
+        encoder_keep_share (`float`, *optional*):
+            share of the tokens, above 0 and up to 1, that the encoder sees at least in each step: all known ones and,
+            up to this share, random hidden ones. The others are dropped, as in training (section 3.2), which makes
+            other images at less cost. By default none are. It is saved with the pipeline. While editing, the encoder
+            sees as many tokens of each image as are known of the one of which most are.
+        full_steps (`int` or `Sequence[int]`, *optional*, defaults to 1):
+            every how many steps, or in which (counted from 0), all tokens are computed. Steps between compute only
+            the tokens that were hidden in the last full one; the others' keys and values stay what they were there
+            (ReCAP, arXiv 2505.19089). It is saved with the pipeline.
 
     Raises:
         ValueError: where `representation_model` draws representations of another size than the model takes.
@@ -100,6 +111,8 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         representation_model: ModelMixin | None = None,
         representation_scheduler: SchedulerMixin | None = None,
         representation_encoder: PreTrainedModel | None = None,
+        encoder_keep_share: float | None = None,
+        full_steps: int | Sequence[int] = 1,
     ):
         super().__init__()
         self.register_modules(
@@ -116,6 +129,9 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         # The package rather than its files, so that saved folders outlive a change of layout.
         for name, component in (("model", model), ("scheduler", scheduler)):
             self.register_to_config(**{name: (__package__, type(component).__name__)})
+        if encoder_keep_share is not None:
+            encoder_keep_share = share("encoder_keep_share", encoder_keep_share)
+        self.register_to_config(encoder_keep_share=encoder_keep_share, full_steps=check_full_steps(full_steps))
         self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
         self._code_colors: torch.Tensor | None = None
         self._is_compiled = False
@@ -249,18 +265,19 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         with evaluation_mode(self.model):
             asked = self._asked_representations(representations, like)
             canvas, condition = self._prepare(edit, labels, asked, num_images, size)
+            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             draws = asked is None and edit is None and self.representation_model is not None
             if draws:
                 condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
             self._check_classes_are_read(condition)
-            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
+            tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(
-                self._hide_tokens(canvas, edit, generator),
+                tokens,
                 condition,
-                # What is known of blank canvases saves work. Compiled, each shape would take a graph of its own.
+                # Compiled, each shape would take a graph of its own.
                 alike=num_images if edit is None and not draws and not self._is_compiled else 1,
-                knows_hidden=edit is None and not self._is_compiled and callback_on_step_end is None,
+                plan=self._plan(tokens, edit, looks_again=callback_on_step_end is not None),
                 guidance=guidance,
                 generator=generator,
                 callback=callback_on_step_end,
@@ -277,7 +294,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         tokens: torch.LongTensor,
         condition: Condition,
         alike: int,
-        knows_hidden: bool,
+        plan: DecodingPlan,
         guidance: GuidancePlan,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         callback: Callable | None,
@@ -288,7 +305,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
 
         Args:
             alike: canvases in a row that are the same before the first step: one of them is looked at.
-            knows_hidden: whether the schedule alone decides how many tokens are hidden in each step.
+            plan: what each step looks at.
         """
         self._is_finite = torch.ones((), dtype=torch.bool, device=tokens.device)
         (rows, columns), tokens = tokens.shape[1:], tokens.flatten(1)
@@ -300,15 +317,20 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 scale = guidance.at(self._guidance_scale, step, len(timesteps))
                 # CUDA graphs, if the step was compiled, may forget the step before.
                 torch.compiler.cudagraph_mark_step_begin()
-                num_read = self.scheduler.max_masked(step, tokens.shape[1]) if knows_hidden else None
                 canvases = tokens.unflatten(1, grid_size)
-                logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, num_read)
-                # Looked at in the end, since the host would have to wait for it here.
+                look = plan.look(step, canvases, generator)
+                logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, look)
+                # On an accelerator looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
+                if logits.device.type == "cpu":
+                    self._check_finite()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
-                    tokens = (callback(self, step, timestep, offered) or {}).get("tokens", tokens)
+                    replaced = _tokens_returned(callback(self, step, timestep, offered), tokens.shape)
+                    if replaced is not None:
+                        tokens = replaced
+                        plan.forget()
                 if self._interrupt or step == len(timesteps) - 1:
                     # Nothing is left to do but after an interruption, or where a callback masked tokens again.
                     tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
@@ -320,10 +342,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
     def _check_output(self, reads_pixels: bool, output_type: str, callback_inputs: Sequence[str]):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if isinstance(callback_inputs, str) or not set(callback_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` can hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must be a list out of {self._callback_tensor_inputs}, got "
+                f"{callback_inputs!r}."
             )
         if self.vqvae is None and (reads_pixels or output_type != "latent" or "preview" in callback_inputs):
             raise ValueError(
@@ -424,50 +446,80 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             is_hidden = is_hidden & (noise.argsort(dim=1).argsort(dim=1) < count)
         return canvas.tokens.masked_fill(is_hidden.view(canvas.tokens.shape), self.model.config.mask_token_id)
 
+    def _plan(self, tokens: torch.LongTensor, edit: Edit | None, looks_again: bool) -> DecodingPlan:
+        """What the steps look at, from these tokens on."""
+        length, config = tokens.shape[1] * tokens.shape[2], self.model.config
+        keep_share, full_steps = self.config.encoder_keep_share, self.config.full_steps
+        hidden = (length, length)
+        if edit is not None:
+            # Looked at only where it matters, since the host has to wait for it.
+            is_counted = keep_share is not None or full_steps != 1
+            hidden = count_hidden(tokens, config.mask_token_id) if is_counted else (0, length)
+        return DecodingPlan(
+            self.scheduler,
+            length,
+            config.sequence_length,
+            hidden,
+            keep_share,
+            full_steps,
+            # Compiled, each number of them would take a graph of its own.
+            reads_all=self._is_compiled,
+            looks_again=looks_again,
+        )
+
     def _predict_logits(
         self,
         tokens: torch.LongTensor,
         condition: Condition,
         guidance: float,
         alike: int = 1,
-        num_read: int | None = None,
+        look: Look = WHOLE_LOOK,
     ) -> torch.FloatTensor:
         """
         (batch_size, sequence_length, codebook_size), guided: both passes in one batch. Of each `alike` canvases in a
-        row only the first is looked at. Where at most `num_read` tokens are hidden, they may be 0 at the others.
+        row only the first is looked at. They may be 0 where nothing is hidden.
         """
         if alike > 1:
             first = condition.map(lambda rows: rows[::alike])
-            logits = self._predict_logits(tokens[::alike], first, guidance, 1, num_read)
+            logits = self._predict_logits(tokens[::alike], first, guidance, 1, look)
             return logits.repeat_interleave(alike, dim=0)
         if not condition or guidance == 0:
-            return self._predict_canvas(tokens, condition, num_read)
-        logits = self._predict_canvas(tokens.repeat(2, 1, 1), condition.with_unconditional(), num_read)
+            return self._predict_canvas(tokens, condition, look)
+        look = look.rearranged(lambda grids: grids.repeat(2, 1, 1))
+        logits = self._predict_canvas(tokens.repeat(2, 1, 1), condition.with_unconditional(), look)
         return apply_guidance(logits, torch.full((), guidance, device=logits.device))
 
     def _predict_canvas(
-        self, tokens: torch.LongTensor, condition: Condition, num_read: int | None = None
+        self, tokens: torch.LongTensor, condition: Condition, look: Look = WHOLE_LOOK
     ) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
-        if grid_size == window and num_read is not None and num_read < rows * columns:
-            return self._predict_hidden(tokens, condition, num_read)
         if grid_size == window:
-            return self.model(input_ids=tokens, return_dict=True, **condition.as_kwargs()).logits
+            return self._predict_grid(tokens, condition, look)
         windows = split_into_windows(tokens, window)
         times = len(windows) // len(tokens)
         seen = condition.map(lambda rows: rows.repeat(times, *[1] * (rows.ndim - 1)))
-        logits = self.model(input_ids=windows, return_dict=True, **seen.as_kwargs()).logits
-        return merge_windows(logits, grid_size, window)
+        look = look.rearranged(lambda grids: split_into_windows(grids, window))
+        return merge_windows(self._predict_grid(windows, seen, look), grid_size, window)
 
-    def _predict_hidden(self, tokens: torch.LongTensor, condition: Condition, num_read: int) -> torch.FloatTensor:
-        """Logits of the hidden tokens, of which no canvas has more than `num_read`, amid zeros."""
+    def _predict_grid(self, tokens: torch.LongTensor, condition: Condition, look: Look) -> torch.FloatTensor:
+        """The same for grids of the trained size."""
         is_hidden = tokens.flatten(1) == self.model.config.mask_token_id
-        positions = is_hidden.byte().argsort(dim=1, descending=True, stable=True)[:, :num_read]
-        read = self.model(input_ids=tokens, read_positions=positions, return_dict=True, **condition.as_kwargs()).logits
-        logits = read.new_zeros(*is_hidden.shape, read.shape[-1])
-        return logits.scatter_(1, positions[..., None].expand_as(read), read)
+        arguments = look.arguments(is_hidden)
+        output = self.model(input_ids=tokens, **condition.as_kwargs(), **arguments, return_dict=True)
+        look.remember(self._own(output.context_key_values))
+        positions = arguments.get("read_positions")
+        if positions is None:
+            return output.logits
+        logits = output.logits.new_zeros(*is_hidden.shape, output.logits.shape[-1])
+        return logits.scatter_(1, positions[..., None].expand_as(output.logits), output.logits)
+
+    def _own(self, key_values: Sequence[KeyValues] | None) -> Sequence[KeyValues] | None:
+        """The same in memory that no later step writes to, as CUDA graphs do."""
+        if key_values is None or not self._is_compiled:
+            return key_values
+        return tuple((key.clone(), value.clone()) for key, value in key_values)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""
@@ -541,7 +593,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         return self.pixel_processor.postprocess(pixels, output_type, do_denormalize=[False] * len(pixels))
 
     def _check_finite(self, decoded: torch.FloatTensor | None = None):
-        """Once a call, when all the work has been handed to the device."""
+        """Names weights that are not finite, or says what else is wrong, where predictions were not."""
         is_finite = self._is_finite if decoded is None else self._is_finite & decoded.isfinite().all()
         # The meta device, where work is counted, has no values.
         if is_finite.device.type == "meta" or is_finite:
@@ -564,6 +616,22 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _tokens_returned(returned: Any, shape: torch.Size) -> torch.LongTensor | None:
+    """The tokens that a callback returned in place of the pipeline's, which have this shape; `None` if it did not."""
+    if returned is not None and not isinstance(returned, Mapping):
+        raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(returned).__name__}.")
+    if returned is None or "tokens" not in returned:
+        return None
+    tokens = returned["tokens"]
+    if not isinstance(tokens, torch.Tensor) or tokens.shape != shape:
+        given = getattr(tokens, "shape", None)
+        raise ValueError(
+            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(shape)}, got "
+            f"{type(tokens).__name__}{'' if given is None else f' of shape {tuple(given)}'}."
+        )
+    return tokens
 
 
 def _num_prompts(counts: dict[str, int]) -> int:

@@ -204,7 +204,7 @@ class PipelineRepresentationMixin(_Pipeline):
         read = read_images(name, images, self._num_channels)
         pixels = torch.cat([_cover(image, self.model.config.image_height_width) for image in read])
         pixels = pixels.to(self._execution_device)
-        if encoder.reads_tokens and encoder.model.vqvae is None:
+        if encoder.reads_tokens:
             # It shares the pipeline's tokenizer.
             return encoder(input_ids=self._encode(pixels).flatten(1))
         return encoder(pixels)

@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from transformers.utils import logging
 
 from .carried_code import IS_INSTALLED, class_of_stand_in, remove_code, write_code
-from .hub_folders import FETCHING, REPRESENTATION_PARTS, check_repository, model_folder, push_folder
+from .hub_folders import FETCHING, REPRESENTATION_PARTS, check_repository, holds_weights, model_folder, push_folder
 from .modeling_mage import MageForMaskedImageModeling, MageModel
 from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
 from .scheduling_mage import MageScheduler
 
 logger = logging.get_logger(__name__)
 
 # The package's own classes among those that give or draw representations.
-_OWN_PARTS: dict[str, Any] = {each.__name__: each for each in (MageModel, RepresentationDiffusionModel)}
+_OWN_PARTS: dict[str, Any] = {
+    each.__name__: each for each in (MageModel, RepresentationDiffusionModel, ViTWithProjection)
+}
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
+
+# What a saved pipeline does not say, so that earlier versions of this package know all that it says.
+_DEFAULTS = {"encoder_keep_share": None, "full_steps": 1}
 
 # Not at runtime: diffusers expects one pipeline, no more, in the code that a folder carries.
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ class PipelineSavingMixin(_Pipeline):
 
         Raises:
             OSError: in one line, where there is no such folder or repository, or it cannot be reached.
+            ValueError: where there are no weights of that variant.
         """
         fetching = {name: kwargs.pop(name) for name in FETCHING if name in kwargs}
         folder = cls.download(str(pretrained_model_name_or_path), kwargs.get("variant"), **fetching)
@@ -61,20 +69,26 @@ class PipelineSavingMixin(_Pipeline):
             raise OSError(f"{pretrained_model_name_or_path} holds no pipeline: it has no {cls.config_name}.")
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        device_map = None
         if "model" not in kwargs:
+            _check_variant(pretrained_model_name_or_path, folder, loading.get("variant"))
             quantization = _quantization_of(kwargs.get("quantization_config"))
             kwargs["model"] = cls._load_model(folder, _dtype_of(dtype), **loading, **quantization)
+            # transformers notes where the parts of a model are, unless it is in one piece.
+            device_map = getattr(kwargs["model"], "hf_device_map", loading.get("device_map"))
+            _log_loaded("model", kwargs["model"], pretrained_model_name_or_path)
         if "scheduler" not in kwargs:
             kwargs["scheduler"] = MageScheduler.from_pretrained(folder, subfolder="scheduler")
+            _log_loaded("scheduler", kwargs["scheduler"], pretrained_model_name_or_path)
         loading_parts = {name: loading[name] for name in ("variant", "use_safetensors") if name in loading}
         for name, part_class in cls._own_parts(folder):
             if name not in kwargs:
                 part_dtype = _dtype_of(dtype, name)
                 kwargs[name] = part_class.from_pretrained(Path(folder, name), dtype=part_dtype, **loading_parts)
+                _log_loaded(name, kwargs[name], pretrained_model_name_or_path)
         pipe = super().from_pretrained(folder, **kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        if "device_map" in loading:
-            pipe.hf_device_map = pipe.model.hf_device_map
+        pipe.hf_device_map = device_map
         return pipe
 
     @classmethod
@@ -218,6 +232,9 @@ class PipelineSavingMixin(_Pipeline):
         # Where the pipeline was loaded from is nobody's business but this machine's.
         index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
         index["_class_name"] = type(self).__name__
+        for name, default in _DEFAULTS.items():
+            if index[name] == default:
+                del index[name]
         for name, component in self.components.items():
             library = None if component is None else type(component).__module__
             if component is None and name in REPRESENTATION_PARTS:
@@ -271,6 +288,21 @@ class PipelineSavingMixin(_Pipeline):
                 create_pr=create_pr,
                 variant=variant,
             )
+
+
+def _check_variant(name: str | os.PathLike, folder: str, variant: str | None):
+    """Raises ValueError, as diffusers does, where there are no weights of the variant."""
+    if variant is None or holds_weights(folder, variant):
+        return
+    raise ValueError(
+        f"You are trying to load the model files of the `variant={variant}`, and {name} holds none. Leave `variant` "
+        "out, or name one that its files are called by, as `fp16` in model.fp16.safetensors."
+    )
+
+
+def _log_loaded(name: str, component: Any, source: str | os.PathLike):
+    """As diffusers logs the components that it loads itself."""
+    pipeline_utils.logger.info(f"Loaded {name} as {type(component).__name__} from {source}.")
 
 
 def _dtype_of(dtype: torch.dtype | dict | None, name: str = "model") -> torch.dtype | None:

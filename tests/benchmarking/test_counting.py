@@ -14,7 +14,7 @@ RECORDED = [CountedWork(**row) for row in json.loads((ROOT / "docs" / "counted_w
 
 
 def name_of(work: CountedWork) -> str:
-    return f"{work.size}-{work.workload}-{work.num_inference_steps}"
+    return f"{work.size}-{work.workload}-{work.num_inference_steps}-{work.encoder_keep_share}-{work.full_steps}"
 
 
 @pytest.mark.parametrize(
