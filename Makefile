@@ -6,7 +6,7 @@ NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 SPACE_VENV ?= .venv-space
 SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion clean test-faults
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion fashion-claims clean test-faults
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -59,6 +59,10 @@ emoji: $(INSTALLED)
 # root). Several hours of two slow cores; interrupted, it continues.
 fashion: $(INSTALLED)
 	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
+
+# The paper's claims in small, after `make fashion`: 27 small models, several hours. Interrupted, it continues.
+fashion-claims: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.fashion.show_claims --card model_cards/mage-fashion/README.md
 
 # The page of examples/space; gradio wants an older pillow than the tests run with.
 space: $(SPACE_INSTALLED)

@@ -91,7 +91,6 @@ def main(argv: list[str] | None = None):
     arguments = parse_arguments(ReconstructionArguments, __doc__, argv)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     state, exchange = PartialState(), Path(arguments.output_dir, ".exchange")
-    exchange.mkdir(parents=True, exist_ok=True)
     tokenizers = open_tokenizers(arguments, state)
     channels = next(iter(tokenizers.values())).config.in_channels
     source = ImageCollection(
@@ -101,6 +100,7 @@ def main(argv: list[str] | None = None):
     for name, tokenizer in tokenizers.items():
         check_shape(name, tokenizer, image)
         settle_pixel_range(tokenizer, arguments.tokenizer_pixel_range, lambda: image)
+    exchange.mkdir(parents=True, exist_ok=True)
     results = compare(arguments, tokenizers, source, exchange)
     if state.is_main_process:
         write_json(Path(arguments.output_dir, "results.json"), results)

@@ -8,7 +8,6 @@ transformers' own exporter does it. Batches may have any size; images have the m
 model before anything is written.
 """
 
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -17,18 +16,22 @@ from torch.export import Dim
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MageModel, MagePreTrainedModel
+from transformers_mage.command_line import reports_errors
+from transformers_mage.hub_folders import model_folder
 
 # Largest difference from the model's outputs, relative to their largest value.
 TOLERANCE = 1e-3
 
 
-def main():
+@reports_errors
+def main(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="a MAGE model's folder or Hub name")
     parser.add_argument("--output_dir", type=Path, required=True, help="the folder to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
-    model = MageForMaskedImageModeling.from_pretrained(arguments.model_name_or_path, dtype=torch.float32).eval()
+    folder = model_folder(arguments.model_name_or_path)
+    model = MageForMaskedImageModeling.from_pretrained(folder, dtype=torch.float32).eval()
     graphs = {"features": feature_inputs(model.mage), "decoding_step": step_inputs(model.config)}
     tables = []
     for name, inputs in graphs.items():
@@ -36,7 +39,7 @@ def main():
         exported = export(module, inputs)
         difference = compare(exported, module, inputs)
         if difference > TOLERANCE:
-            sys.exit(f"{name}: the exported graph differs from the model by {difference:.1e}; nothing was written.")
+            raise ValueError(f"{name}: the exported graph differs from the model by {difference:.1e}.")
         exported.save_pretrained(arguments.output_dir / name)
         tables.append(describe(name, exported.program.graph, difference))
         print(f"{arguments.output_dir / name}: differs from the model by {difference:.1e}")

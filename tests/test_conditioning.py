@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler, sample_masks
-from transformers_mage.conditioning import GuidancePlan, apply_guidance, guidance_at, resolve_class_labels
+from transformers_mage.conditioning import Condition, GuidancePlan, apply_guidance, guidance_at, resolve_class_labels
 
 DIGITS = dict(enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
@@ -229,7 +229,7 @@ def test_guidance_in_one_batch_equals_two_passes(conditional_pipeline: MagePipel
     tokens = torch.randint(0, 16, (3, 8, 8)).masked_fill(torch.rand(3, 8, 8) < 0.5, model.config.mask_token_id)
     labels = torch.tensor([2, 7, 9])
     with torch.no_grad():
-        in_one_batch = conditional_pipeline._predict_logits(tokens, labels, guidance=1.5)
+        in_one_batch = conditional_pipeline._predict_logits(tokens, Condition(labels), guidance=1.5)
         conditional, unconditional = (
             model(input_ids=tokens, class_labels=labels).logits,
             model(input_ids=tokens).logits,

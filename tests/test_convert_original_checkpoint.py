@@ -312,10 +312,6 @@ def _mae(path: Path):
     torch.save({"model": {**{name: torch.zeros(1, 1, 8) for name in names}, **blocks}}, path)
 
 
-def _rcg(path: Path):
-    torch.save({"model": {**original_weights(tokenizer=False), "fake_latent": torch.zeros(1, 256)}}, path)
-
-
 def _maskgit(path: Path):
     """A Flax checkpoint: a msgpack map of one entry, whose key is a string."""
     path.write_bytes(b"\x81\xa6params\x81\xa7Embed_0\x80")
@@ -362,7 +358,6 @@ BAD_FILES = {
     "one byte": (lambda path: path.write_bytes(b"\x85"), ["not a checkpoint of PyTorch"]),
     "no pickle": (lambda path: path.write_bytes(b"\x80\x02" + b"\xff" * 9), ["damaged"]),
     "MAE": (_mae, ["a checkpoint of MAE, not of MAGE", "mask_token"]),
-    "RCG": (_rcg, ["a checkpoint of RCG, not of MAGE"]),
     "MaskGIT": (_maskgit, ["a Flax checkpoint (msgpack), as MaskGIT's are"]),
     "MaskGIT in PyTorch": (_maskgit_in_pytorch, ["a checkpoint of MaskGIT, in a PyTorch port"]),
     "VQGAN with attention": (_taming_vqgan, ["a VQGAN with attention"]),

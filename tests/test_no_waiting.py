@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler, sample_masks
+from transformers_mage.conditioning import Condition
 from transformers_mage.training.pretraining import MageForPreTraining
 from transformers_mage.training.tracking import Averages
 
@@ -58,9 +59,8 @@ def test_generation(small_config, order, generators):
 
     with NoWaiting(), torch.no_grad():
         for timestep in scheduler.timesteps.tolist():
-            logits = pipe._predict_logits(
-                tokens.unflatten(1, (8, 8)), torch.zeros(2, dtype=torch.long, device=META), 1.5
-            )
+            labels = Condition(torch.zeros(2, dtype=torch.long, device=META))
+            logits = pipe._predict_logits(tokens.unflatten(1, (8, 8)), labels, 1.5)
             tokens = scheduler.step(logits, timestep, tokens, generator[generators]).prev_sample
         pixels = pipe.model.decode_image_tokens(tokens.unflatten(1, (8, 8)))
 

@@ -360,5 +360,26 @@ def test_callbacks_of_diffusers_name_their_own_tensors(small_pipeline):
     assert Watch.seen == [["preview"]] * 2
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1], "must return a dictionary or None, got list"),
+        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"a tensor of shape \(1, 64\), got Tensor of shape \(3,\)"),
+        ({"tokens": np.zeros((1, 64), np.int64)}, r"a tensor of shape \(1, 64\), got ndarray of shape \(1, 64\)"),
+        ({"tokens": None}, r"a tensor of shape \(1, 64\), got NoneType\."),
+        ({"tokens": torch.full((1, 64), 99_999)}, "Tokens must be codes from 0 to 15 or the mask token"),
+    ],
+)
+def test_what_a_callback_must_not_return(small_pipeline, returned, message):
+    with pytest.raises(ValueError, match=message):
+        small_pipeline(callback_on_step_end=lambda *_: returned)
+
+
+@pytest.mark.parametrize("names", ["tokens", ["latents"]])
+def test_names_of_what_a_callback_is_given(small_pipeline, names):
+    with pytest.raises(ValueError, match=r"must be a list out of \['tokens', 'preview'\], got"):
+        small_pipeline(callback_on_step_end=lambda *_: None, callback_on_step_end_tensor_inputs=names)
+
+
 def test_a_pipeline_may_be_copied(small_pipeline):
     assert torch.equal(tokens_of(copy.deepcopy(small_pipeline), 2), tokens_of(small_pipeline, 2))

@@ -75,6 +75,22 @@ def test_an_offloaded_model_is_fetched_before_an_image_is_encoded(pipe):
     assert fetched.index(1) < fetched.index("encodes")
 
 
+@pytest.mark.parametrize("device_map", ["cpu", "auto", "balanced", CPU, {"": "cpu"}, {"": "disk"}])
+def test_a_device_map_is_the_models(pipe, tmp_path, device_map):
+    expected = images_of(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+
+    loaded = MagePipeline.from_pretrained(
+        tmp_path / "saved", device_map=device_map, offload_folder=str(tmp_path / "offloaded")
+    )
+    loaded.set_progress_bar_config(disable=True)
+
+    # What diffusers keeps, and asks before it moves a pipeline.
+    assert loaded.hf_device_map == device_map
+    for made, image in zip(images_of(loaded), expected, strict=True):
+        assert torch.equal(made, image)
+
+
 def test_weights_stored_in_8_bits_make_pictures_near_those_in_32(pipe):
     expected = images_of(pipe)
     apply_layerwise_casting(pipe.model, torch.float8_e4m3fn, torch.float32)

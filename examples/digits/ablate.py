@@ -9,7 +9,6 @@ its own `--variants` or `--seeds`.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from sklearn.neural_network import MLPClassifier
 from transformers import AutoImageProcessor, AutoModel
 
 from examples import ROOT, run_script
+from examples.comparison import Column, Comparison, Figures
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline
-from transformers_mage.hub.cards import markdown_table, replace_block
+from transformers_mage.hub.cards import replace_block
 from transformers_mage.metrics.generation import frechet_distance
 from transformers_mage.metrics.statistics import GaussianStatistics
 
@@ -34,6 +34,12 @@ VARIANTS = {
     "MAGE-C": ["--contrastive_weight", "0.1"],
 }
 SHOTS = (10, None)
+COLUMNS = {
+    "sure": Column("sure samples, %", 100),
+    "fid": Column("FID", decimals=2),
+    "probe_10": Column("probe, 10 labels a class, %", 100),
+    "probe_all": Column("probe, all labels, %", 100),
+}
 
 
 def main():
@@ -51,14 +57,16 @@ def main():
     data = arguments.output_dir / "dataset"
     if not data.exists():
         dataset.save_to_disk(data)
+
+    def make(variant: str, seed: int, folder: Path) -> Figures:
+        train(variant, seed, data, folder, arguments)
+        return evaluate(folder, dataset, arguments.num_samples)
+
+    comparison = Comparison(arguments.output_dir, COLUMNS)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            folder = arguments.output_dir / f"{variant.replace(' ', '-')}-{seed}"
-            if not (folder / "figures.json").exists():
-                train(variant, seed, data, folder, arguments)
-                figures = evaluate(folder, dataset, arguments.num_samples)
-                (folder / "figures.json").write_text(json.dumps(figures, indent=1))
-    table = summarize(arguments.output_dir)
+            comparison.complete(variant, seed, make)
+    table = comparison.table(list(VARIANTS))
     print(table)
     if arguments.card:
         replace_block(arguments.card, "ablation", table)
@@ -71,7 +79,7 @@ def train(variant: str, seed: int, data: Path, folder: Path, arguments: argparse
     run_script("train_mage", *flags, *VARIANTS[variant])
 
 
-def evaluate(folder: Path, dataset: DatasetDict, num_samples: int) -> dict[str, float]:
+def evaluate(folder: Path, dataset: DatasetDict, num_samples: int) -> Figures:
     """Quality of samples by the classifier and by a Fréchet distance, and accuracies of linear probes."""
     pipe = MagePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -97,24 +105,6 @@ def fid(samples: Sequence[Image.Image], real: Sequence[Image.Image], labels: Seq
         statistics.update(torch.from_numpy(hidden))
         sides.append(statistics)
     return frechet_distance(*sides)
-
-
-def summarize(output_dir: Path) -> str:
-    """A table with mean and standard deviation over the seeds of what has been trained so far."""
-    rows = []
-    for variant in VARIANTS:
-        files = sorted(output_dir.glob(f"{variant.replace(' ', '-')}-*/figures.json"))
-        if files:
-            figures = [json.loads(file.read_text()) for file in files]
-            cells = [spread([100 * run["sure"] for run in figures]), spread([run["fid"] for run in figures], 2)]
-            cells += [spread([100 * run[f"probe_{shots or 'all'}"] for run in figures]) for shots in SHOTS]
-            rows.append([variant, len(figures), *cells])
-    header = ["training", "seeds", "sure samples, %", "FID", "probe, 10 labels a class, %", "probe, all labels, %"]
-    return markdown_table(header, rows)
-
-
-def spread(values: Sequence[float], decimals: int = 1) -> str:
-    return f"{np.mean(values):.{decimals}f} ± {np.std(values):.{decimals}f}"
 
 
 if __name__ == "__main__":

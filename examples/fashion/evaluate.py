@@ -10,11 +10,12 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from examples.junk import JUNK_KINDS
@@ -93,13 +94,18 @@ class Evaluation:
         if self.arguments.image_network is None:
             return scores
         name = self.arguments.image_network
-        fid = FrechetInceptionDistance(name).compute(
-            predictions=self.network_features(images), references=self.network_features(self.test[0])
-        )
+        features = extract_features(self.network, images)
+        fid = FrechetInceptionDistance(name).compute(predictions=features, references=self.network_references)
         return scores | {f"fd_{name}": fid["fid"]}
 
-    def network_features(self, images: Tensor) -> Tensor:
-        return extract_features(load_image_network(self.arguments.image_network), images)
+    @cached_property
+    def network(self) -> nn.Module:
+        return load_image_network(self.arguments.image_network)
+
+    @cached_property
+    def network_references(self) -> Tensor:
+        """The network's features of the test images."""
+        return extract_features(self.network, self.test[0])
 
     def save(self, picture: Image.Image, name: str):
         picture.save(self.arguments.output_dir / f"{name}.png", optimize=True)

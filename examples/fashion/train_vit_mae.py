@@ -5,21 +5,30 @@ are compared with.
     python -m examples.fashion.train_vit_mae --config configs/vit_mae_fashion.yaml --dataset_name outputs/fashion/data
 """
 
+import inspect
 from dataclasses import dataclass, field
+from typing import Any
 
 from accelerate.utils import set_seed
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from transformers_mage.command_line import parse_arguments, reports_errors
+from transformers_mage.command_line import group, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.views import ImageViews
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
 
+def model_values() -> dict[str, Any]:
+    """The fields of `ViTMAEConfig` that a recipe can set, with their defaults."""
+    fields = inspect.signature(ViTMAEConfig).parameters
+    values = {name: field.default for name, field in fields.items() if name not in ("args", "kwargs")}
+    return {**values, "attn_implementation": None}
+
+
 @dataclass
 class ViTMAEArguments(TrainingArguments):
-    model: dict = field(init=False, default_factory=dict)
+    model: dict = field(init=False, default_factory=dict, metadata=group("fields of ViTMAEConfig.", model_values))
 
 
 @reports_errors

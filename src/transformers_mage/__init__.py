@@ -1,7 +1,7 @@
 """MAGE, the masked generative encoder, for transformers and diffusers. Importing it registers the Auto classes."""
 
 import diffusers
-from diffusers import SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import (
     AutoConfig,
@@ -20,6 +20,9 @@ from .modeling_mage import (
     MagePreTrainedModel,
 )
 from .pipeline_mage import MagePipeline, MagePipelineOutput
+from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
+from .representations import RepresentationEncoder, RepresentationSource, standardize
 from .scheduling_mage import MageScheduler
 
 __version__ = "0.2.0.dev0"
@@ -33,6 +36,7 @@ AutoModelForImageClassification.register(MageConfig, MageForImageClassification)
 diffusers.MagePipeline = MagePipeline
 for _library in ("transformers_mage", "transformers_mage.scheduling_mage"):
     LOADABLE_CLASSES[_library] = {
+        "ModelMixin": ["save_pretrained", "from_pretrained"],
         "PreTrainedModel": ["save_pretrained", "from_pretrained"],
         "SchedulerMixin": ["save_pretrained", "from_pretrained"],
     }
@@ -48,8 +52,14 @@ __all__ = [
     "MagePreTrainedModel",
     "MageScheduler",
     # diffusers looks the base classes of a pipeline's components up in the components' library.
+    "ModelMixin",
     "PreTrainedModel",
+    "RepresentationDiffusionModel",
+    "RepresentationEncoder",
+    "RepresentationSource",
     "SchedulerMixin",
+    "ViTWithProjection",
     "sample_mask_ratio",
     "sample_masks",
+    "standardize",
 ]

@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .hub_folders import REPRESENTATION_PARTS
+
 AUTO_MAP = {
     "AutoConfig": "configuration_mage.MageConfig",
     "AutoModel": "modeling_mage.MageModel",
     "AutoModelForMaskedImageModeling": "modeling_mage.MageForMaskedImageModeling",
     "AutoModelForImageClassification": "modeling_mage.MageForImageClassification",
 }
+# What a stand-in of load_from_root.py is called after the class that it loads.
+_STAND_IN = "CodeFromRoot"
 _STARTS = ("pipeline_mage", "modeling_mage", "load_from_root", "handler")
 # Characters of a file that tell whose it is: its docstring's.
 _TELLING = 40
@@ -80,13 +84,28 @@ def write_code(folder: str | os.PathLike):
             (folder / path).write_text(text, encoding="utf-8")
     if (folder / "model_index.json").exists():
         entries = {"_class_name": ["pipeline", "MagePipeline"], "model": ["load_from_root", "MageModelFromRoot"]}
-        _edit_json(folder / "model_index.json", **entries, scheduler=["entry", "MageScheduler"])
+        parts = {name: ["load_from_root", found + _STAND_IN] for name, found in _own_parts(folder).items()}
+        _edit_json(folder / "model_index.json", **entries, **parts, scheduler=["entry", "MageScheduler"])
+
+
+def _own_parts(folder: Path) -> dict[str, str]:
+    """Components, other than the model and the scheduler, of classes whose code a folder carries."""
+    index = json.loads((folder / "model_index.json").read_text())
+    entries = {name: entry for name, entry in index.items() if name in REPRESENTATION_PARTS}
+    own = ("transformers_mage", "load_from_root")
+    return {name: class_of_stand_in(found) for name, (library, found) in entries.items() if library in own}
+
+
+def class_of_stand_in(name: str | None) -> str:
+    """The class that an entry of `model_index.json` means, be it one of a folder that carries its code."""
+    return (name or "").removesuffix(_STAND_IN)
 
 
 def remove_code(folder: str | os.PathLike):
     """Takes out of a folder what [`write_code`] added to it, and no file of the same name that is somebody's own."""
     folder = Path(folder)
-    files = {f"{place}{name}.py": text for name, text in sources().items() for place in ("", "model/", "scheduler/")}
+    places = ("", "model/", "scheduler/", *(f"{part}/" for part in REPRESENTATION_PARTS))
+    files = {f"{place}{name}.py": text for name, text in sources().items() for place in places}
     files |= dict.fromkeys(("pipeline.py", "scheduler/entry.py"), _ENTRY)
     for path, text in files.items():
         if (folder / path).is_file() and _is_ours(folder / path, text):
@@ -113,7 +132,8 @@ def _code_files(folder: Path) -> dict[str, str]:
     if not (folder / "model_index.json").exists() or "pipeline_mage.py" not in files:
         return files
     files["pipeline.py"] = _entry("pipeline_mage", "MagePipeline", list(sources()))
-    files["model/load_from_root.py"] = sources()["load_from_root"]
+    for part in ("model", *_own_parts(folder)):
+        files[f"{part}/load_from_root.py"] = sources()["load_from_root"]
     needed = _needed_by("scheduling_mage")
     files |= {f"scheduler/{name}.py": sources()[name] for name in needed}
     files["scheduler/entry.py"] = _entry("scheduling_mage", "MageScheduler", needed)
@@ -147,4 +167,4 @@ def _edit_json(path: Path, **values: Any):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-__all__ = ["AUTO_MAP", "IS_INSTALLED", "remove_code", "write_code"]
+__all__ = ["AUTO_MAP", "IS_INSTALLED", "class_of_stand_in", "remove_code", "write_code"]

@@ -4,8 +4,8 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,41 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 ClassLabels: TypeAlias = int | str | Sequence[int | str | None] | np.ndarray | torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    What the images of a batch are asked to be, a row each; `None` where the model is not told.
+
+    Attributes:
+        class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): -1 is no class.
+        representations (`torch.FloatTensor` of shape `(batch_size, representation_size)`, *optional*):
+            rows of NaN are the learned empty representation.
+    """
+
+    class_labels: torch.LongTensor | None = None
+    representations: torch.FloatTensor | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.as_kwargs())
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """The model's arguments."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Condition":
+        mapped: dict[str, Any] = {name: function(value) for name, value in self.as_kwargs().items()}
+        return Condition(**mapped)
+
+    def with_unconditional(self) -> "Condition":
+        """Twice as many rows: these, and then as many that ask for nothing."""
+        nothing = {"class_labels": UNCONDITIONAL_LABEL, "representations": math.nan}
+        doubled: dict[str, Any] = {
+            name: torch.cat([value, torch.full_like(value, nothing[name])]) for name, value in self.as_kwargs().items()
+        }
+        return Condition(**doubled)
 
 
 @dataclass(frozen=True)
@@ -174,6 +209,7 @@ __all__ = [
     "GUIDANCE_SCHEDULES",
     "UNCONDITIONAL_LABEL",
     "ClassLabels",
+    "Condition",
     "GuidancePlan",
     "apply_guidance",
     "guidance_at",

@@ -3,6 +3,7 @@ Converts the original's checkpoints to folders that `MagePipeline`, `AutoModel` 
 
     python -m transformers_mage.convert_original_checkpoint mage-vitb-1600.pth mage-vit-base
     python -m transformers_mage.convert_original_checkpoint mage-vit-base back.pth --to_original
+    python -m transformers_mage.convert_original_checkpoint rcg-mage.pth rcg --representation_diffusion rcg-rdm.pth
 
 What a checkpoint is, and every size of it, is read off its names and shapes. Pickles are read without running anything
 in them, and what is at OUT is always complete.
@@ -13,9 +14,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import VQModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils import logging
@@ -30,12 +31,20 @@ from .conversion.folder import (
     fill_model,
     forward_pass,
     read_model,
+    representation_parts,
     write_model,
 )
 from .conversion.names import convert_model, convert_tokenizer, tokenizer_config
 from .conversion.original_format import write_original
 from .conversion.reading import CheckpointError, OriginalCheckpoint, add_tokenizer, read_checkpoint
-from .conversion.sizes import build_empty, check_weights, read_config, read_tokenizer_config
+from .conversion.sizes import (
+    Convertible,
+    build_empty,
+    check_weights,
+    read_config,
+    read_diffusion_config,
+    read_tokenizer_config,
+)
 from .conversion.summary import next_steps, table, usage
 from .files import written_aside
 from .hub_folders import check_repository, push_folder
@@ -53,6 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must not exist")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="CKPT", help="the tokenizer's own file, where CHECKPOINT has none inside"
+    )
+    parser.add_argument(
+        "--representation_diffusion",
+        type=Path,
+        metavar="CKPT",
+        help="RCG's file of what draws representations for CHECKPOINT, to be kept with it",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the written weights; the tokenizer's stay in float32"
@@ -100,9 +115,10 @@ def convert(args: argparse.Namespace):
             checkpoint, model = read(args)
         with _step(progress, "converting"):
             fill_model(model, checkpoint, DTYPES[args.dtype])
-        config = None if checkpoint.kind == "tokenizer" else model.config
-        summary = f"{args.checkpoint}: {title(checkpoint, config)}\n\n{table(model, checkpoint)}"
-        difference = write(model, config, checkpoint, args, progress)
+            config = model.config if isinstance(model, MagePreTrainedModel) else None
+            parts = read_parts(args, checkpoint, config)
+        summary = f"{args.checkpoint}: {title(checkpoint, config)}\n\n{table(model, checkpoint, parts)}"
+        difference = write(model, parts, checkpoint, args, progress)
     print(f"\n{summary}\n\n{args.out}: loaded back, a forward pass differs by {difference:.1e} from the one before.")
     if args.push_to_hub:
         push(args.out, args.push_to_hub)
@@ -110,18 +126,19 @@ def convert(args: argparse.Namespace):
 
 
 def write(
-    model: MagePreTrainedModel | VQModel,
-    config: MageConfig | None,
+    model: Convertible,
+    parts: dict[str, Any],
     checkpoint: OriginalCheckpoint,
     args: argparse.Namespace,
     progress: tqdm,
 ) -> float:
     """Writes the folder, if a model loaded from it computes the same; returns the relative difference."""
     with _step(progress, "running the model"):
-        expected = forward_pass(model)
+        expected = {name: forward_pass(each) for name, each in {"": model, **parts}.items()}
+    config = model.config if isinstance(model, MagePreTrainedModel) else None
     with written_aside(args.out) as folder:
         with _step(progress, "writing"):
-            write_model(model, checkpoint.kind, folder)
+            write_model(model, checkpoint.kind, folder, parts)
             code = usage(checkpoint, args.push_to_hub or args.out.name)
             model_card(checkpoint, config, code).save(folder / "README.md")
             if args.with_code or args.push_to_hub:
@@ -130,10 +147,12 @@ def write(
             # Once is enough for the weights to be in memory.
             model.to_empty(device="meta")
             checkpoint.release()
-            return compare_passes(expected, forward_pass(read_model(folder, type(model))))
+            kinds = {name: type(each) for name, each in {"": model, **parts}.items()}
+            read_again = ((name, read_model(folder / name, kind)) for name, kind in kinds.items())
+            return max(compare_passes(expected[name], forward_pass(each)) for name, each in read_again)
 
 
-def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedModel | VQModel]:
+def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     """The checkpoint, its tokenizer in it, and an empty model that it fits."""
     checkpoint = read_checkpoint(args.checkpoint)
     if args.labels and checkpoint.kind not in ("classifier", "probe"):
@@ -143,13 +162,29 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, MagePreTrainedMo
         add_tokenizer(checkpoint, tokenizer)
         check_weights(tokenizer, build_empty(tokenizer, read_tokenizer_config(tokenizer)))
     heads = (args.num_attention_heads, args.decoder_num_attention_heads)
-    config = read_tokenizer_config(checkpoint) if checkpoint.kind == "tokenizer" else read_config(checkpoint, *heads)
+    readers = {"tokenizer": read_tokenizer_config, "representation_diffusion": read_diffusion_config}
+    reader = readers.get(checkpoint.kind)
+    config = reader(checkpoint) if reader else read_config(checkpoint, *heads)
     if args.labels and isinstance(config, MageConfig):
         config.id2label = read_class_names(args.labels, int(config.num_labels or 0))
         config.label2id = {name: number for number, name in config.id2label.items()}
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)
     return checkpoint, model
+
+
+def read_parts(args: argparse.Namespace, checkpoint: OriginalCheckpoint, config: MageConfig | None) -> dict[str, Any]:
+    """What leads the model, where representations do; see [`representation_parts`]."""
+    diffusion = None
+    if args.representation_diffusion:
+        diffusion = read_checkpoint(args.representation_diffusion)
+        if diffusion.kind != "representation_diffusion" or config is None:
+            wrong = diffusion if config is not None else checkpoint
+            raise CheckpointError(
+                f"`--representation_diffusion` is RCG's diffusion of representations, for a MAGE that they lead, but "
+                f"{wrong.path} is a {wrong.kind} file."
+            )
+    return {} if config is None else representation_parts(checkpoint, config, diffusion, DTYPES[args.dtype])
 
 
 def push(folder: Path, name: str):

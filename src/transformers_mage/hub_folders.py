@@ -24,6 +24,8 @@ from huggingface_hub.errors import (
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # What pushing may be told.
 PUSHING = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr", "tags")
+# Folders of the components of a pipeline that is led by representations.
+REPRESENTATION_PARTS = ("representation_model", "representation_scheduler", "representation_encoder")
 # What belongs to a model, of all that a training run leaves in its folder.
 PUBLISHED = (
     "config.json",
@@ -34,6 +36,7 @@ PUBLISHED = (
     "model_index.json",
     "scheduler/*",
     "model/*.py",
+    *(f"{part}/*" for part in REPRESENTATION_PARTS),
     "*.py",
     "requirements.txt",
     "README.md",
@@ -84,17 +87,26 @@ def fetch_folder(name: str, patterns: Sequence[str], **fetching: Any) -> str:
         return snapshot_download(name, allow_patterns=list(patterns), **fetching)
 
 
-def model_folder(name_or_path: str | os.PathLike, variant: str | None = None, **fetching: Any) -> str:
+def model_folder(
+    name_or_path: str | os.PathLike, variant: str | None = None, parts: Sequence[str] = (), **fetching: Any
+) -> str:
     """
-    The folder itself or, for a name on the Hub, its copy in the cache, with all that a model, tokenizer or pipeline is
-    loaded from.
+    The folder itself or, for a name on the Hub, its copy in the cache, with all that a model or a tokenizer is loaded
+    from.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): the folder or name.
+        variant (`str`, *optional*): which weights.
+        parts (`Sequence[str]`): folders of more components of a pipeline.
+        fetching: what `snapshot_download` takes: see [`FETCHING`].
 
     Raises:
         OSError: in one line, where there is no such folder or repository, or it cannot be reached.
     """
     if os.path.isdir(name_or_path):
         return os.fspath(name_or_path)
-    return fetch_folder(os.fspath(name_or_path), [*_BESIDE_WEIGHTS, *weight_patterns(variant)], **fetching)
+    patterns = [*_BESIDE_WEIGHTS, *weight_patterns(variant), *(f"{part}/*" for part in parts)]
+    return fetch_folder(os.fspath(name_or_path), patterns, **fetching)
 
 
 @contextmanager
@@ -246,7 +258,7 @@ def push_folder(
             repo_id=repo_id,
             folder_path=Path(folder),
             allow_patterns=[*PUBLISHED, *also],
-            delete_patterns=weight_patterns(variant) if _holds_weights(folder, variant) else None,
+            delete_patterns=weight_patterns(variant) if holds_weights(folder, variant) else None,
             commit_message=commit_message or "Upload model",
             commit_description=commit_description,
             revision=revision,
@@ -255,7 +267,8 @@ def push_folder(
     return commit.pr_url or commit.commit_url
 
 
-def _holds_weights(folder: str | os.PathLike, variant: str | None) -> bool:
+def holds_weights(folder: str | os.PathLike, variant: str | None = None) -> bool:
+    """Whether weights of that variant lie in a folder's root."""
     names = os.listdir(folder)
     return any(fnmatch.filter(names, pattern) for pattern in weight_patterns(variant))
 
@@ -290,6 +303,7 @@ __all__ = [
     "check_repository",
     "explained",
     "fetch_folder",
+    "holds_weights",
     "model_folder",
     "push_folder",
     "remove_other_weights",

@@ -21,6 +21,8 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 ORIENTATION_TAG = 0x0112
 # Transparency is read and dropped, as `load_image` of transformers and diffusers does.
 CHANNELS = (1, 3, 4)
+# Grey with transparency; two channels that come first are a batch of two grey images instead.
+GREY_AND_ALPHA = 2
 # How far arithmetic may carry a float beyond [0, 1] before it counts as a mistake.
 ROUNDING = 1e-5
 
@@ -182,23 +184,26 @@ def _pixels_of_array(
 ) -> list[np.ndarray]:
     """Each image of an array; with `num_images` given, each mask."""
     channels_first = isinstance(array, torch.Tensor)
-    values = _as_numpy(array)
+    values = _as_numpy(name, array)
     batch = _channels_last(name, values, channels_first, channels, num_images)
     pixels = _scale(name, batch, is_mask=num_images is not None)
     return [_in_channels(image, channels) for image in pixels]
 
 
-def _as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+def _as_numpy(name: str, array: np.ndarray | torch.Tensor) -> np.ndarray:
     if not isinstance(array, torch.Tensor):
-        return array
-    array = array.detach().cpu()
+        return np.asarray(array)
+    if array.is_meta or array.is_quantized or array.layout != torch.strided or array.is_nested:
+        kind = f"{array.layout}, {array.dtype} on {array.device.type}"
+        raise ValueError(f"`{name}` must be an ordinary tensor with its values at hand, got one of {kind}.")
+    array = array.detach().cpu().resolve_conj().resolve_neg()
     return (array.float() if array.is_floating_point() else array).numpy()
 
 
 def _channels_last(
     name: str, values: np.ndarray, channels_first: bool, channels: int, num_images: int | None
 ) -> np.ndarray:
-    """(batch_size, height, width, 1, 3 or 4): what an array of two to four dimensions can only mean."""
+    """(batch_size, height, width, 1 to 4): what an array of two to four dimensions can only mean."""
     shape = values.shape
     if values.ndim not in (2, 3, 4):
         raise ValueError(
@@ -207,10 +212,10 @@ def _channels_last(
         )
     if values.ndim == 2:
         return values[None, ..., None]
-    is_first, is_last = shape[-3] in CHANNELS, shape[-1] in CHANNELS
+    is_first, is_last = shape[-3] in CHANNELS, shape[-1] in (*CHANNELS, GREY_AND_ALPHA)
     is_last = is_last and not (is_first and channels_first)
     if values.ndim == 4 and not is_first and not is_last:
-        raise ValueError(f"`{name}` must have 1, 3 or 4 channels, first or last, got the shape {shape}.")
+        raise ValueError(f"`{name}` must have 1, 3 or 4 channels, first or last, or 2 (LA), last, got {shape}.")
     if values.ndim == 4:
         return values if is_last else np.moveaxis(values, 1, 3)
     if is_last:
@@ -275,8 +280,8 @@ def _check_floats(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """(height, width, channels) of (height, width, 1, 3 or 4)."""
-    pixels = pixels[..., :3]
+    """(height, width, channels) of (height, width, 1 to 4)."""
+    pixels = pixels[..., : 1 if pixels.shape[2] == GREY_AND_ALPHA else 3]
     if pixels.shape[2] == channels:
         return pixels
     if channels == 3:

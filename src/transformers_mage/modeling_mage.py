@@ -387,6 +387,8 @@ class MageHead(nn.Module):
         return F.linear(hidden_states, code_embeddings, self.bias[: self.codebook_size])
 
 
+# Embeddings that a model has once it is told more than the saved one was, and what in its configuration says so.
+_NEW_EMBEDDINGS = {"class_embeddings": "num_classes", "representation_embeddings": "representation_size"}
 # What `PreTrainedModel.save_pretrained` takes, of which it ignores the last, while anything else is a mistake.
 _SAVING = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
 
@@ -434,15 +436,16 @@ class MagePreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: where weights are missing: of the tokenizer, the encoder, the decoder or the head. Only the
-                layers of a classifier and the vectors of added classes may be new. Also where a folder stores weights
-                as integers.
+                layers of a classifier and what added classes or representations need may be new. Also where a folder
+                stores weights as integers.
         """
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = {name for name in info["missing_keys"] if not name.startswith(cls._may_be_missing)}
-        new_classes = {name for name in missing if name.endswith("class_embeddings.weight")}
-        if new_classes and _saved_classes(pretrained_model_name_or_path, kwargs) != model.config.num_classes:
-            missing -= new_classes
+        for part, size in _NEW_EMBEDDINGS.items():
+            new = {name for name in missing if f".{part}." in f".{name}"}
+            if new and _saved_value(size, pretrained_model_name_or_path, kwargs) != getattr(model.config, size):
+                missing -= new
         if missing:
             raise ValueError(_missing_weights_message(cls.__name__, pretrained_model_name_or_path, sorted(missing)))
         if not hasattr(model, "hf_quantizer"):
@@ -536,13 +539,13 @@ class MagePreTrainedModel(PreTrainedModel):
             reset()
 
 
-def _saved_classes(folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> int | None:
-    """The number of classes of the model that was saved, whatever it is loaded as."""
+def _saved_value(name: str, folder: str | os.PathLike | None, kwargs: dict[str, Any]) -> int | None:
+    """A value of the configuration of the model that was saved, whatever it is loaded as."""
     if folder is None:
         return None
     names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     saved, _ = MageConfig.get_config_dict(folder, **{name: kwargs[name] for name in names if name in kwargs})
-    return saved.get("num_classes", 0)
+    return saved.get(name, getattr(MageConfig, name))
 
 
 def _check_stored_types(folder: str | os.PathLike | None):

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
@@ -21,8 +21,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .checks import finite_number, share
 from .conditioning import (
-    UNCONDITIONAL_LABEL,
     ClassLabels,
+    Condition,
     GuidancePlan,
     apply_guidance,
     resolve_prompt,
@@ -40,6 +40,7 @@ from .editing import (
 from .image_inputs import ImageInput, to_tensor
 from .kept_context import KeyValues
 from .modeling_mage import check_weights
+from .pipeline_representations import PipelineRepresentationMixin, Representations
 from .pipeline_saving import PipelineSavingMixin
 from .scheduling_mage import MageScheduler, rand_tensor
 
@@ -62,15 +63,22 @@ class MagePipelineOutput(BaseOutput):
     steps: torch.LongTensor | None = None
 
 
-class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
+class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPipeline):
     r"""
-    Generates images, unconditionally or of a class, and edits images: repaints, extends and varies them.
+    Generates images, unconditionally, of a class or led by a representation, and edits images: repaints, extends and
+    varies them.
 
     Args:
         model ([`MageForMaskedImageModeling`]): the model, its tokenizer inside.
         scheduler ([`MageScheduler`]): which tokens to keep at each step.
         image_processor (`BaseImageProcessor`, *optional*):
             what prepares pixels for `AutoModel`. The pipeline saves it with the model and does not use it.
+        representation_model ([`RepresentationDiffusionModel`], *optional*):
+            what draws representations, where the model is led by them (RCG, arXiv 2312.03701).
+        representation_scheduler (`SchedulerMixin`, *optional*):
+            how they are drawn; by default as RCG does, by DDIM.
+        representation_encoder (`PreTrainedModel`, *optional*):
+            what gives representations of images, as `config.representation_source` says.
         encoder_keep_share (`float`, *optional*):
             share of the tokens, above 0 and up to 1, that the encoder sees at least in each step: all known ones and,
             up to this share, random hidden ones. The others are dropped, as in training (section 3.2), which makes
@@ -80,10 +88,18 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             every how many steps, or in which (counted from 0), all tokens are computed. Steps between compute only
             the tokens that were hidden in the last full one; the others' keys and values stay what they were there
             (ReCAP, arXiv 2505.19089). It is saved with the pipeline.
+
+    Raises:
+        ValueError: where `representation_model` draws representations of another size than the model takes.
     """
 
-    model_cpu_offload_seq = "model"
-    _optional_components = ["image_processor"]
+    model_cpu_offload_seq = "representation_encoder->representation_model->model"
+    _optional_components = [
+        "image_processor",
+        "representation_model",
+        "representation_scheduler",
+        "representation_encoder",
+    ]
     _callback_tensor_inputs = ["tokens", "preview"]
 
     def __init__(
@@ -92,11 +108,24 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         model: PreTrainedModel,
         scheduler: MageScheduler,
         image_processor: BaseImageProcessor | None = None,
+        representation_model: ModelMixin | None = None,
+        representation_scheduler: SchedulerMixin | None = None,
+        representation_encoder: PreTrainedModel | None = None,
         encoder_keep_share: float | None = None,
         full_steps: int | Sequence[int] = 1,
     ):
         super().__init__()
-        self.register_modules(model=model, scheduler=scheduler, image_processor=image_processor)
+        self.register_modules(
+            model=model,
+            scheduler=scheduler,
+            image_processor=image_processor,
+            representation_model=representation_model,
+            representation_scheduler=representation_scheduler,
+            representation_encoder=representation_encoder,
+        )
+        self._check_representation_parts()
+        if representation_scheduler is None:
+            self.register_modules(representation_scheduler=self._default_representation_scheduler())
         # The package rather than its files, so that saved folders outlive a change of layout.
         for name, component in (("model", model), ("scheduler", scheduler)):
             self.register_to_config(**{name: (__package__, type(component).__name__)})
@@ -120,8 +149,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the model, given a class, is asked without it too."""
-        return self._guidance_scale > 0 and self.model.config.num_classes > 0
+        """Whether the model, given a class or a representation, is asked without it too."""
+        config = self.model.config
+        return self._guidance_scale > 0 and (config.num_classes > 0 or config.representation_size is not None)
 
     @property
     def num_timesteps(self) -> int:
@@ -157,6 +187,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         num_images: int | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        representations: Representations | None = None,
+        like: ImageInput | None = None,
+        num_representation_steps: int = 250,
     ) -> MagePipelineOutput | tuple:
         r"""
         Args:
@@ -170,8 +203,9 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             class_labels (`int`, `str`, `None`, a list of them, `np.ndarray` or `torch.LongTensor`, *optional*):
                 classes, by id or by name (`config.id2label`), for a class-conditional model; `None` is no class.
             guidance_scale (`float`, *optional*, defaults to 0.0):
-                classifier-free guidance: logits are cond + g (cond - uncond). 0 is no guidance, at half the cost.
-                Without a class both are the same, so that it changes nothing.
+                classifier-free guidance by the class, the representation or both: logits are cond + g (cond -
+                uncond). 0 is no guidance, at half the cost. Without either both are the same, so that it changes
+                nothing.
             guidance_schedule (`str`, *optional*, defaults to `"linear"`):
                 how g comes to `guidance_scale` over the share r of steps done: `"linear"`, r; `"constant"`, 1;
                 `"cosine"`, (1 - cos(pi r)) / 2.
@@ -205,6 +239,13 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
             guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
                 shares of the steps from which and up to which there is guidance. Outside of it a step costs half.
+            representations (`torch.Tensor` or `np.ndarray`, *optional*): for a model led by representations, one of
+                shape (representation_size,) or several of shape (num, representation_size), as
+                [`~MagePipeline.get_representations`] gives them; rows of NaN are the learned empty one. Without any,
+                and without `like`, a new one is drawn for each image if there is a `representation_model`. If there
+                is none, or an `image` is edited, the empty one is taken.
+            like (of the types of `image`, *optional*): make images like these: led by their representations.
+            num_representation_steps (`int`, *optional*, defaults to 250): steps in which representations are drawn.
 
         Returns:
             [`MagePipelineOutput`] or `tuple`: the images, and the steps if asked for.
@@ -213,7 +254,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
             ValueError: for arguments that make no images; the message says which would do. And for models whose
                 predictions are not finite.
         """
-        labels, num_images = resolve_prompt(self.model.config, prompt, class_labels, num_images)
+        labels, num_images = resolve_prompt(self._prompt_config, prompt, class_labels, num_images)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_output(image is not None, output_type, callback_on_step_end_tensor_inputs)
@@ -222,15 +263,20 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
         size = self._canvas_size(edit, height, width)
         with evaluation_mode(self.model):
-            canvas, batch_labels = self._prepare(edit, labels, num_images, size)
+            asked = self._asked_representations(representations, like)
+            canvas, condition = self._prepare(edit, labels, asked, num_images, size)
+            draws = asked is None and edit is None and self.representation_model is not None
+            if draws:
+                condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
+            self._check_classes_are_read(condition)
             self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(
                 tokens,
-                batch_labels,
+                condition,
                 # Compiled, each shape would take a graph of its own.
-                alike=num_images if edit is None and not self._is_compiled else 1,
+                alike=num_images if edit is None and not draws and not self._is_compiled else 1,
                 plan=self._plan(tokens, edit, looks_again=callback_on_step_end is not None),
                 guidance=guidance,
                 generator=generator,
@@ -246,7 +292,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     def _decode(
         self,
         tokens: torch.LongTensor,
-        labels: torch.LongTensor | None,
+        condition: Condition,
         alike: int,
         plan: DecodingPlan,
         guidance: GuidancePlan,
@@ -273,16 +319,16 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
                 torch.compiler.cudagraph_mark_step_begin()
                 canvases = tokens.unflatten(1, grid_size)
                 look = plan.look(step, canvases, generator)
-                logits = self._predict_logits(canvases, labels, scale, alike if step == 0 else 1, look)
+                logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, look)
                 # Looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
-                    changed = callback(self, step, timestep, offered) or {}
-                    if "tokens" in changed:
+                    returned = callback(self, step, timestep, offered)
+                    tokens = _tokens_returned(returned, tokens)
+                    if returned and "tokens" in returned:
                         plan.forget()
-                    tokens = changed.get("tokens", tokens)
                 if self._interrupt or step == len(timesteps) - 1:
                     # Nothing is left to do but after an interruption, or where a callback masked tokens again.
                     tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
@@ -294,10 +340,10 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     def _check_output(self, reads_pixels: bool, output_type: str, callback_inputs: Sequence[str]):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if isinstance(callback_inputs, str) or not set(callback_inputs) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` can hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must be a list out of {self._callback_tensor_inputs}, got "
+                f"{callback_inputs!r}."
             )
         if self.vqvae is None and (reads_pixels or output_type != "latent" or "preview" in callback_inputs):
             raise ValueError(
@@ -312,13 +358,15 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         plan = GuidancePlan(guidance_schedule, guidance_interval)
         finite_number("guidance_scale", guidance_scale, "0 (no guidance) or more and finite")
         config = self.model.config
-        if guidance_scale == 0 or (config.num_classes and config.class_dropout_prob > 0):
+        knows_no_class = config.num_classes and config.class_dropout_prob > 0
+        knows_no_representation = config.representation_size and config.representation_dropout_prob > 0
+        if guidance_scale == 0 or knows_no_class or knows_no_representation:
             return plan
-        reason = (
-            "was trained with classes only (`config.class_dropout_prob` is 0), so it has no unconditional prediction"
-            if config.num_classes
-            else "is unconditional (`config.num_classes` is 0), so it has no class"
-        )
+        reason = "is unconditional (`config.num_classes` is 0), so it has no class"
+        if config.num_classes or config.representation_size:
+            name, switch = ("classes", "class") if config.num_classes else ("representations", "representation")
+            always = f"was trained with {name} only (`config.{switch}_dropout_prob` is 0)"
+            reason = f"{always}, so it has no unconditional prediction"
         raise ValueError(f"`guidance_scale` is {guidance_scale}, but this model {reason} to guide by. Leave it at 0.")
 
     @property
@@ -326,17 +374,22 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         return 3 if self.vqvae is None else self.vqvae.config.in_channels
 
     def _prepare(
-        self, edit: Edit | None, labels: list[int] | None, num_images: int, canvas_size: tuple[int, int]
-    ) -> tuple[Canvas, torch.LongTensor | None]:
-        """The canvas and, of shape (batch_size,), the class of each image to make: `num_images` of each prompt."""
-        prompts = _num_prompts(1 if edit is None else len(edit.images), 1 if labels is None else len(labels))
+        self,
+        edit: Edit | None,
+        labels: list[int] | None,
+        representations: torch.FloatTensor | None,
+        num_images: int,
+        canvas_size: tuple[int, int],
+    ) -> tuple[Canvas, Condition]:
+        """The canvas, and what each image is asked to be: `num_images` of each prompt."""
+        classes: Any = None if labels is None else torch.tensor(labels, device=self._execution_device)
+        condition = Condition(classes, representations)
+        counts = {"images": 1 if edit is None else len(edit.images), "classes": 1 if labels is None else len(labels)}
+        prompts = _num_prompts(counts | {"representations": 1 if representations is None else len(representations)})
         canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
-        canvas = canvas.repeat(num_images)
-        if labels is None:
-            return canvas, None
-        one_each = torch.tensor(labels, device=self._execution_device).expand(prompts)
-        return canvas, one_each.repeat_interleave(num_images)
+        one_each = condition.map(lambda rows: rows.expand(prompts, *rows.shape[1:]))
+        return canvas.repeat(num_images), one_each.map(lambda rows: rows.repeat_interleave(num_images, dim=0))
 
     def _prepare_canvas(self, prompts: int, edit: Edit | None, size: tuple[int, int]) -> Canvas:
         """What is known of each prompt's image: nothing, or the pixels and tokens of an image amid the padding."""
@@ -415,7 +468,7 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
     def _predict_logits(
         self,
         tokens: torch.LongTensor,
-        class_labels: torch.LongTensor | None,
+        condition: Condition,
         guidance: float,
         alike: int = 1,
         look: Look = WHOLE_LOOK,
@@ -425,38 +478,34 @@ class MagePipeline(PipelineSavingMixin, DiffusionPipeline):
         row only the first is looked at. They may be 0 where nothing is hidden.
         """
         if alike > 1:
-            class_labels = None if class_labels is None else class_labels[::alike]
-            logits = self._predict_logits(tokens[::alike], class_labels, guidance, 1, look)
+            first = condition.map(lambda rows: rows[::alike])
+            logits = self._predict_logits(tokens[::alike], first, guidance, 1, look)
             return logits.repeat_interleave(alike, dim=0)
-        if class_labels is None or guidance == 0:
-            return self._predict_canvas(tokens, class_labels, look)
-        class_labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL_LABEL)])
-        logits = self._predict_canvas(
-            tokens.repeat(2, 1, 1), class_labels, look.rearranged(lambda grids: grids.repeat(2, 1, 1))
-        )
+        if not condition or guidance == 0:
+            return self._predict_canvas(tokens, condition, look)
+        look = look.rearranged(lambda grids: grids.repeat(2, 1, 1))
+        logits = self._predict_canvas(tokens.repeat(2, 1, 1), condition.with_unconditional(), look)
         return apply_guidance(logits, torch.full((), guidance, device=logits.device))
 
     def _predict_canvas(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, look: Look = WHOLE_LOOK
+        self, tokens: torch.LongTensor, condition: Condition, look: Look = WHOLE_LOOK
     ) -> torch.FloatTensor:
         """The same without guidance; a canvas larger than the trained grid is seen through overlapping windows."""
         rows, columns = tokens.shape[1:]
         grid_size, window = (rows, columns), self.model.config.grid_size
         if grid_size == window:
-            return self._predict_grid(tokens, class_labels, look)
+            return self._predict_grid(tokens, condition, look)
         windows = split_into_windows(tokens, window)
-        if class_labels is not None:
-            class_labels = class_labels.repeat(len(windows) // len(tokens))
+        times = len(windows) // len(tokens)
+        seen = condition.map(lambda rows: rows.repeat(times, *[1] * (rows.ndim - 1)))
         look = look.rearranged(lambda grids: split_into_windows(grids, window))
-        return merge_windows(self._predict_grid(windows, class_labels, look), grid_size, window)
+        return merge_windows(self._predict_grid(windows, seen, look), grid_size, window)
 
-    def _predict_grid(
-        self, tokens: torch.LongTensor, class_labels: torch.LongTensor | None, look: Look
-    ) -> torch.FloatTensor:
+    def _predict_grid(self, tokens: torch.LongTensor, condition: Condition, look: Look) -> torch.FloatTensor:
         """The same for grids of the trained size."""
         is_hidden = tokens.flatten(1) == self.model.config.mask_token_id
         arguments = look.arguments(is_hidden)
-        output = self.model(input_ids=tokens, class_labels=class_labels, **arguments, return_dict=True)
+        output = self.model(input_ids=tokens, **condition.as_kwargs(), **arguments, return_dict=True)
         look.remember(self._own(output.context_key_values))
         positions = arguments.get("read_positions")
         if positions is None:
@@ -567,11 +616,27 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _num_prompts(num_edited: int, num_classes: int) -> int:
-    """How many images, classes or pairs of them there are to make images of."""
-    if min(num_edited, num_classes) != 1 and num_edited != num_classes:
-        raise ValueError(f"Pass one class, or one for each of the {num_edited} images, got {num_classes}.")
-    return max(num_edited, num_classes)
+def _tokens_returned(returned: Any, tokens: torch.LongTensor) -> torch.LongTensor:
+    """The tokens that a callback returned in place of the pipeline's, or these where it returned none."""
+    if returned is not None and not isinstance(returned, Mapping):
+        raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(returned).__name__}.")
+    replaced = (returned or {}).get("tokens", tokens)
+    if not isinstance(replaced, torch.Tensor) or replaced.shape != tokens.shape:
+        shape = getattr(replaced, "shape", None)
+        raise ValueError(
+            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(tokens.shape)}, got "
+            f"{type(replaced).__name__}{'' if shape is None else f' of shape {tuple(shape)}'}."
+        )
+    return replaced
+
+
+def _num_prompts(counts: dict[str, int]) -> int:
+    """How many images, classes, representations or combinations of them there are to make images of."""
+    several = {name: count for name, count in counts.items() if count != 1}
+    if len(set(several.values())) > 1:
+        got = " and ".join(f"{count} {name}" for name, count in several.items())
+        raise ValueError(f"Pass one of each, or as many of one as of the other, got {got}.")
+    return max(counts.values())
 
 
 __all__ = ["MagePipeline", "MagePipelineOutput"]

@@ -2,21 +2,30 @@
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from transformers.utils import logging
 
-from .carried_code import IS_INSTALLED, remove_code, write_code
-from .hub_folders import FETCHING, check_repository, model_folder, push_folder
-from .modeling_mage import MageForMaskedImageModeling
+from .carried_code import IS_INSTALLED, class_of_stand_in, remove_code, write_code
+from .hub_folders import FETCHING, REPRESENTATION_PARTS, check_repository, holds_weights, model_folder, push_folder
+from .modeling_mage import MageForMaskedImageModeling, MageModel
+from .representation_diffusion import RepresentationDiffusionModel
+from .representation_encoders import ViTWithProjection
 from .scheduling_mage import MageScheduler
 
 logger = logging.get_logger(__name__)
 
+# The package's own classes among those that give or draw representations.
+_OWN_PARTS: dict[str, Any] = {
+    each.__name__: each for each in (MageModel, RepresentationDiffusionModel, ViTWithProjection)
+}
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
@@ -52,6 +61,7 @@ class PipelineSavingMixin(_Pipeline):
 
         Raises:
             OSError: in one line, where there is no such folder or repository, or it cannot be reached.
+            ValueError: where there are no weights of that variant.
         """
         fetching = {name: kwargs.pop(name) for name in FETCHING if name in kwargs}
         folder = cls.download(str(pretrained_model_name_or_path), kwargs.get("variant"), **fetching)
@@ -59,16 +69,36 @@ class PipelineSavingMixin(_Pipeline):
             raise OSError(f"{pretrained_model_name_or_path} holds no pipeline: it has no {cls.config_name}.")
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        device_map = None
         if "model" not in kwargs:
+            _check_variant(pretrained_model_name_or_path, folder, loading.get("variant"))
             quantization = _quantization_of(kwargs.get("quantization_config"))
             kwargs["model"] = cls._load_model(folder, _dtype_of(dtype), **loading, **quantization)
+            # transformers notes where the parts of a model are, unless it is in one piece.
+            device_map = getattr(kwargs["model"], "hf_device_map", loading.get("device_map"))
+            _log_loaded("model", kwargs["model"], pretrained_model_name_or_path)
         if "scheduler" not in kwargs:
             kwargs["scheduler"] = MageScheduler.from_pretrained(folder, subfolder="scheduler")
+            _log_loaded("scheduler", kwargs["scheduler"], pretrained_model_name_or_path)
+        loading_parts = {name: loading[name] for name in ("variant", "use_safetensors") if name in loading}
+        for name, part_class in cls._own_parts(folder):
+            if name not in kwargs:
+                part_dtype = _dtype_of(dtype, name)
+                kwargs[name] = part_class.from_pretrained(Path(folder, name), dtype=part_dtype, **loading_parts)
+                _log_loaded(name, kwargs[name], pretrained_model_name_or_path)
         pipe = super().from_pretrained(folder, **kwargs)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        if "device_map" in loading:
-            pipe.hf_device_map = pipe.model.hf_device_map
+        pipe.hf_device_map = device_map
         return pipe
+
+    @classmethod
+    def _own_parts(cls, folder: str) -> Iterator[tuple[str, Any]]:
+        """Names and classes of what gives and draws representations, where these are classes of this package."""
+        index = json.loads(Path(folder, cls.config_name).read_text())
+        for name in REPRESENTATION_PARTS:
+            _, class_name = index.get(name) or (None, None)
+            if class_of_stand_in(class_name) in _OWN_PARTS:
+                yield name, _OWN_PARTS[class_of_stand_in(class_name)]
 
     @staticmethod
     def _load_model(folder: str, dtype: torch.dtype | None, **loading: Any) -> MageForMaskedImageModeling:
@@ -99,7 +129,7 @@ class PipelineSavingMixin(_Pipeline):
         unknown = sorted(set(fetching) - set(FETCHING))
         if unknown:
             raise TypeError(f"`download` takes {list(FETCHING)}, got `{unknown[0]}`.")
-        return model_folder(pretrained_model_name, variant, **fetching)
+        return model_folder(pretrained_model_name, variant, REPRESENTATION_PARTS, **fetching)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> dict | tuple:
@@ -110,6 +140,10 @@ class PipelineSavingMixin(_Pipeline):
         for name, component in (("model", MageForMaskedImageModeling), ("scheduler", MageScheduler)):
             if name in config:
                 config[name] = [component.__module__, component.__name__]
+        for name in REPRESENTATION_PARTS:
+            part = _OWN_PARTS.get(class_of_stand_in((config.get(name) or [None, None])[1]))
+            if part is not None:
+                config[name] = [part.__module__, part.__name__]
         return loaded
 
     def save_pretrained(
@@ -178,7 +212,20 @@ class PipelineSavingMixin(_Pipeline):
             (folder / "preprocessor_config.json").unlink(missing_ok=True)
         else:
             self.image_processor.save_pretrained(folder)
+        for name in REPRESENTATION_PARTS:
+            self._save_representation_part(folder / name, variant, max_shard_size)
         (folder / self.config_name).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
+
+    def _save_representation_part(self, folder: Path, variant: str | None, max_shard_size: int | str):
+        part: Any = getattr(self, folder.name)
+        if folder.is_dir():
+            # Another one, or its code, is not to be published with this one.
+            shutil.rmtree(folder)
+        if isinstance(part, torch.nn.Module):
+            part.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)  # type: ignore[operator]
+            remove_code(folder)
+        elif part is not None:
+            part.save_pretrained(folder)
 
     def _index(self) -> dict[str, Any]:
         """What `model_index.json` says."""
@@ -190,7 +237,12 @@ class PipelineSavingMixin(_Pipeline):
                 del index[name]
         for name, component in self.components.items():
             library = None if component is None else type(component).__module__
-            if library is not None and library.rpartition(".")[0] == __package__:
+            if component is None and name in REPRESENTATION_PARTS:
+                # As folders were before there were such parts.
+                del index[name]
+            elif type(component).__name__ in _OWN_PARTS:
+                index[name] = ["transformers_mage", type(component).__name__]
+            elif library is not None and library.rpartition(".")[0] == __package__:
                 # The package rather than its files, so that saved folders outlive a change of layout.
                 index[name] = ["transformers_mage", type(component).__name__]
             elif library is not None and library.startswith("transformers."):
@@ -238,9 +290,24 @@ class PipelineSavingMixin(_Pipeline):
             )
 
 
-def _dtype_of(dtype: torch.dtype | dict | None) -> torch.dtype | None:
-    """The model's, where diffusers takes one for each component."""
-    return dtype.get("model", dtype.get("default")) if isinstance(dtype, dict) else dtype
+def _check_variant(name: str | os.PathLike, folder: str, variant: str | None):
+    """Raises ValueError, as diffusers does, where there are no weights of the variant."""
+    if variant is None or holds_weights(folder, variant):
+        return
+    raise ValueError(
+        f"You are trying to load the model files of the `variant={variant}`, and {name} holds none. Leave `variant` "
+        "out, or name one that its files are called by, as `fp16` in model.fp16.safetensors."
+    )
+
+
+def _log_loaded(name: str, component: Any, source: str | os.PathLike):
+    """As diffusers logs the components that it loads itself."""
+    pipeline_utils.logger.info(f"Loaded {name} as {type(component).__name__} from {source}.")
+
+
+def _dtype_of(dtype: torch.dtype | dict | None, name: str = "model") -> torch.dtype | None:
+    """A component's, where diffusers takes one for each of them."""
+    return dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
 
 
 def _quantization_of(config: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Diffusion of representations: an MLP that draws the vectors by which MAGE generates (RCG, arXiv 2312.03701)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -149,8 +151,9 @@ def draw_representations(
     num_inference_steps: int = 250,
     eta: float = 1.0,
     class_labels: torch.LongTensor | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     progress_bar: bool = False,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """
     Draws representations from noise.
@@ -164,34 +167,32 @@ def draw_representations(
         class_labels (`torch.LongTensor` of shape `(num_representations,)`, *optional*): see the model.
         generator (`torch.Generator` or a list of them, one each, *optional*): the randomness.
         progress_bar (`bool`): whether to show one.
+        device (`torch.device`, *optional*): where to compute, if the model is offloaded from there.
 
     Returns:
-        `torch.Tensor` of shape `(num_representations, representation_size)`.
+        `torch.Tensor` of shape `(num_representations, representation_size)`, float32: so is all but what the model
+        computes.
+
+    Raises:
+        ValueError: for a list of another number of generators.
     """
-    scheduler = scheduler or DDIMScheduler(**DDIM_SETTINGS)
-    scheduler.set_timesteps(num_inference_steps, device=model.device)
+    if isinstance(generator, Sequence) and len(generator) != num_representations:
+        raise ValueError(
+            f"Pass one generator, or one for each of the {num_representations} representations, got {len(generator)}."
+        )
+    generator = list(generator) if isinstance(generator, Sequence) else generator
+    scheduler, device = scheduler or DDIMScheduler(**DDIM_SETTINGS), torch.device(device or model.device)
+    # On the host, where schedulers look their noise levels up: on a GPU each step would wait for it.
+    scheduler.set_timesteps(num_inference_steps)
     extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
     shape = (num_representations, model.config.representation_size)
-    sample = _noise(shape, generator, model.device, model.dtype) * scheduler.init_noise_sigma
+    sample = randn_tensor(shape, generator, device) * scheduler.init_noise_sigma
     for timestep in tqdm(scheduler.timesteps, desc="Drawing representations", disable=not progress_bar):
-        prediction = model(scheduler.scale_model_input(sample, timestep), timestep, class_labels).sample
-        noise = {"variance_noise": _noise(shape, generator, model.device, model.dtype)} if eta and extra else {}
+        noisy = scheduler.scale_model_input(sample, timestep).to(model.dtype)
+        prediction = model(noisy, timestep, class_labels).sample.float()
+        noise = {"variance_noise": randn_tensor(shape, generator, device)} if eta and extra else {}
         sample = scheduler.step(prediction, timestep, sample, **extra, **noise).prev_sample
     return sample
-
-
-def _noise(
-    shape: tuple[int, int],
-    generator: torch.Generator | list[torch.Generator] | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """A generator for each gives the same noise however many are drawn together."""
-    if not isinstance(generator, list):
-        where = device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=where, dtype=dtype).to(device)
-    rows = [torch.randn(shape[1:], generator=one, device=one.device, dtype=dtype).to(device) for one in generator]
-    return torch.stack(rows)
 
 
 __all__ = [

@@ -23,6 +23,7 @@ class RepresentationSource:
             model itself gives as `pooler_output`.
         image_mean, image_std (`tuple[float, ...]`, *optional*): what pixels are normalised with; `None` does not.
         image_size (`int`, *optional*): side to which images are resized; `None` takes them as they come.
+        antialias (`bool`): whether they are smoothed when they are made smaller. RCG's published models were not.
     """
 
     model_name_or_path: str
@@ -31,6 +32,7 @@ class RepresentationSource:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     image_size: int | None = None
+    antialias: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,12 +86,18 @@ class RepresentationEncoder(nn.Module):
     @property
     def size(self) -> int:
         """Numbers in a representation."""
-        return self.model.config.hidden_size
+        projected = getattr(self.model.config, "projection_size", None)
+        return projected if projected and self.source.pooling == "pooler" else self.model.config.hidden_size
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether it can do without pixels."""
-        return isinstance(self.model, MageModel)
+        """Whether it takes tokens rather than pixels: a MAGE that was left its tokenizer out."""
+        return self.is_mage and self.model.vqvae is None
+
+    @property
+    def is_mage(self) -> bool:
+        # Not by its class: where folders carry their code, each of them has one of its own.
+        return self.model.config.model_type == "mage"
 
     @torch.no_grad()
     def forward(
@@ -103,7 +111,7 @@ class RepresentationEncoder(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch_size, representation_size)`, float32, standardised per image.
         """
-        if input_ids is not None and not self.reads_tokens:
+        if input_ids is not None and not self.is_mage:
             raise ValueError(
                 f"{self.source.model_name_or_path} reads pixels, but tokens were given. Train on images, not on "
                 "a token cache, or take the representations of a MAGE model with the same tokenizer."
@@ -114,13 +122,16 @@ class RepresentationEncoder(nn.Module):
             inputs = {"pixel_values": self._prepare(pixel_values)}
         else:
             raise ValueError("Pass either `pixel_values` or `input_ids`, got neither.")
-        outputs = self.model(**inputs, output_hidden_states=self.source.layer != -1 or self.reads_tokens)
+        outputs = self.model(**inputs, output_hidden_states=self.source.layer != -1 or self.is_mage)
         return standardize(self._pool(outputs).float())
 
     def _prepare(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size, mean, std = self.source.image_size, self.source.image_mean, self.source.image_std
         if size is not None and pixel_values.shape[-2:] != (size, size):
-            pixel_values = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            smooth = self.source.antialias
+            pixel_values = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=smooth)
+            # Bicubic curves overshoot, which the published models saw.
+            pixel_values = pixel_values.clamp(0, 1) if smooth else pixel_values
         if mean is None:
             return pixel_values
         if pixel_values.shape[1] == 1:

@@ -10,14 +10,13 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep, train_judge
+from examples.fashion import bundle, evaluate, make_dataset, sweep, train_judge
 from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
 from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
 from examples.fashion.scores import fashion_scores, nearest_images
 from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.image_tokens import encode_images
 
 
 def write_idx(path: Path, array: np.ndarray):
@@ -165,19 +164,6 @@ def test_ways_of_sampling_are_tried_once(data, tmp_path, small_config, monkeypat
     assert (tmp_path / "sweep" / "frontier.png").exists()
     monkeypatch.setattr(sweep, "generate", None)
     sweep.main([str(flag) for flag in flags])
-
-
-def test_fewer_codes_leave_all_else_as_it_is(tokenizer, generator):
-    codes = torch.randn(3, tokenizer.config.latent_channels, generator=generator)
-
-    reduced = reduce_codes.with_codes(tokenizer, codes)
-
-    assert reduced.config.num_vq_embeddings == 3
-    kept = {name: value for name, value in tokenizer.state_dict().items() if name != "quantize.embedding.weight"}
-    torch.testing.assert_close({name: reduced.state_dict()[name] for name in kept}, kept)
-    images = torch.randint(0, 256, (5, 1, 4, 4), generator=generator).to(torch.uint8)
-    assert reduce_codes.latents_of(tokenizer, images, batch_size=2).shape == (20, tokenizer.config.latent_channels)
-    assert encode_images(reduced, images.float() / 255).max() < 3
 
 
 @pytest.mark.filterwarnings("ignore:.*are too few for features")

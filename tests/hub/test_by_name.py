@@ -130,6 +130,8 @@ def test_variant_and_shards(hub: HubServer, small_pipeline: MagePipeline, tmp_pa
     assert torch.equal(
         weights(MagePipeline.from_pretrained(tmp_path / "saved", variant="bf16")), weights(small_pipeline)
     )
+    with pytest.raises(ValueError, match="`variant=fp16`, and org/model holds none"):
+        MagePipeline.from_pretrained("org/model", variant="fp16")
 
 
 def test_only_what_a_pipeline_needs_is_fetched(hub: HubServer, saved: Path):

@@ -17,7 +17,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import AutoModel, ViTImageProcessorPil
 
-from transformers_mage import MageForImageClassification, MageForMaskedImageModeling, MagePipeline, carried_code
+from transformers_mage import (
+    MageConfig,
+    MageForImageClassification,
+    MageForMaskedImageModeling,
+    MageModel,
+    MagePipeline,
+    RepresentationDiffusionModel,
+    carried_code,
+)
 
 from .conftest import CARDS
 from .server import HubServer
@@ -84,6 +92,21 @@ results["endpoint"] = handler.EndpointHandler(sys.path[0])({"parameters": {"num_
 """
 
 
+REPRESENTATIONS = """
+def led(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(like=photo, generator=generator, output_type="pt").images
+    return images, pipe.draw_representations(generator=generator)
+
+for place, name in (("folder", str(folder / "led")), ("name", "org/led")):
+    results["led", place] = led(DiffusionPipeline.from_pretrained(name, **trusted))
+    results["led", place, "again"] = led(DiffusionPipeline.from_pretrained(
+        save_again(DiffusionPipeline.from_pretrained, name, "again-led-" + place), **trusted
+    ))
+"""
+
+
 def run_stranger(folder: Path, server: HubServer, steps: str):
     """Runs steps where this package is not installed, with an empty cache."""
     steps = "\n".join(f"    {line}" for line in steps.splitlines())
@@ -116,7 +139,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory, server: HubServer) -> tup
     for place, name in (("folder", str(folder / "classifier")), ("name", "org/classifier")):
         steps += classifier_steps(place, name)
     publish_versions(folder, server)
-    results, told = run_stranger(folder, server, "\n".join(steps) + SIDE_BY_SIDE + ENDPOINT)
+    expected["led"] = publish_led_pipeline(folder, server)
+    results, told = run_stranger(folder, server, "\n".join(steps) + SIDE_BY_SIDE + ENDPOINT + REPRESENTATIONS)
     return results, told, expected
 
 
@@ -137,6 +161,28 @@ def publish_classifier(folder: Path, server: HubServer, pixels: torch.Tensor) ->
     server.hub.create("org/classifier", folder / "classifier")
     with torch.no_grad():
         return classifier(pixels).logits
+
+
+def publish_led_pipeline(folder: Path, server: HubServer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The digits' model, led by its own features, and untrained for that."""
+    plain = MagePipeline.from_pretrained(CARDS / "mage-digits")
+    source = {"model_name_or_path": "org/mage-digits"}
+    config = MageConfig.from_pretrained(
+        CARDS / "mage-digits", representation_size=plain.model.config.hidden_size, representation_source=source
+    )
+    model = MageForMaskedImageModeling(config).eval()
+    model.mage.vqvae.load_state_dict(plain.vqvae.state_dict())
+    drawing = RepresentationDiffusionModel(config.representation_size, 16, bottleneck_size=8, num_blocks=1).eval()
+    torch.nn.init.normal_(drawing.linear_out.weight)
+    encoder = MageModel.from_pretrained(CARDS / "mage-digits", vq_config=None)
+    pipe = MagePipeline(model, plain.scheduler, representation_model=drawing, representation_encoder=encoder)
+    pipe.save_pretrained(folder / "led", with_code=True)
+    server.hub.create("org/led", folder / "led")
+    pipe = MagePipeline.from_pretrained(folder / "led")
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(like=Image.open(folder / "photo.png"), generator=generator, output_type="pt").images
+    return images, pipe.draw_representations(generator=generator)
 
 
 def publish_versions(folder: Path, server: HubServer):
@@ -177,6 +223,16 @@ def test_pipeline_without_the_package(stranger, card: str, place: str, how: tupl
 
     for got, wanted in zip(results[card, place, *how], expected[card], strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [(), ("again",)], ids=["loaded", "saved again"])
+@pytest.mark.parametrize("place", ["folder", "name"])
+def test_led_pipeline_without_the_package(stranger, place: str, how: tuple[str, ...]):
+    results, _, expected = stranger
+
+    for got, wanted in zip(results["led", place, *how], expected["led"], strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.slow

@@ -72,10 +72,11 @@ class ModelTests(ModelTesterMixin):
         self.config_tester.run_common_tests()
 
     def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
-        """The mixin masks nothing, which leaves empty logits that it cannot compare: here everything is masked."""
+        """Where the mixin masks nothing, which leaves empty logits that it cannot compare, everything is masked."""
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if "bool_masked_pos" in inputs:
-            inputs["bool_masked_pos"] = torch.ones(BATCH_SIZE, 64, dtype=torch.long)
+        mask = inputs.get("bool_masked_pos")
+        if mask is not None and not mask.any():
+            inputs["bool_masked_pos"] = torch.ones_like(mask)
         return inputs
 
     def test_correct_missing_keys(self):

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mage import MageConfig
-from ..hub.model_card import CITATION, PAPER
+from ..hub.model_card import CITATION, PAPER, RCG_PAPER
 from .reading import OriginalCheckpoint
 
 ORIGINAL = "https://github.com/LTH14/mage"
+RCG = "https://github.com/LTH14/rcg"
+RCG_CITATION = """@inproceedings{li2024return,
+  title     = {Return of Unconditional Generation: A Self-supervised Representation Generation Method},
+  author    = {Li, Tianhong and Katabi, Dina and He, Kaiming},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2024}
+}"""
 MASKGIT_PAPER = "https://arxiv.org/abs/2202.04200"
 MASKGIT = "https://github.com/google-research/maskgit"
 _PIPELINE_TAGS = {
@@ -17,12 +24,14 @@ _PIPELINE_TAGS = {
     "classifier": "image-classification",
     "probe": "image-classification",
     "tokenizer": "image-to-image",
+    "representation_diffusion": None,
 }
 _TITLES = {
     "pretraining": "{family} {size}",
     "classifier": "{family} {size}, fine-tuned as a classifier",
     "probe": "{family} {size}, linear probe",
     "tokenizer": "Image tokenizer of MAGE",
+    "representation_diffusion": "Diffusion of representations of RCG",
 }
 
 
@@ -62,11 +71,21 @@ def is_contrastive(checkpoint: OriginalCheckpoint) -> bool:
     return bool(checkpoint.projection_head or re.search(r"mage[-_]?c(?![a-z])", checkpoint.path.stem.lower()))
 
 
+def is_rcg(checkpoint: OriginalCheckpoint) -> bool:
+    """Whether a checkpoint is one of RCG's, of MAGE's first author."""
+    return checkpoint.kind == "representation_diffusion" or any(
+        name.startswith(("latent_prior_proj.", "class_emb.")) for name in checkpoint.model
+    )
+
+
 def title(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
     """What a checkpoint is, in a line; a tokenizer has no `config`."""
     size = published_size(config) if config else None
     if checkpoint.is_maskgit:
         return "Image tokenizer of MaskGIT"
+    if is_rcg(checkpoint) and checkpoint.kind == "pretraining":
+        by = "a representation" if config is not None and config.representation_size else "a class"
+        return f"MAGE {size or 'of another size'}, led by {by} (RCG)"
     family = "MAGE-C" if is_contrastive(checkpoint) else "MAGE"
     return _TITLES[checkpoint.kind].format(family=family, size=size or "of another size")
 
@@ -83,7 +102,7 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
     size = published_size(config) if config else None
     data = ModelCardData(
         license="apache-2.0" if checkpoint.is_maskgit else "mit",
-        library_name="diffusers" if checkpoint.kind in ("pretraining", "tokenizer") else "transformers",
+        library_name="transformers" if checkpoint.kind in ("classifier", "probe") else "diffusers",
         pipeline_tag=_PIPELINE_TAGS[checkpoint.kind],
         datasets=["ILSVRC/imagenet-1k"] if size else None,
         tags=["mage", "masked-image-modeling", "vqgan"],
@@ -94,13 +113,18 @@ def model_card(checkpoint: OriginalCheckpoint, config: MageConfig | None, usage:
         f"## Use\n\n```python\n{usage}\n```",
         _results(checkpoint, size),
         _provenance(checkpoint),
-        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+        f"## Citation\n\n```bibtex\n{RCG_CITATION if is_rcg(checkpoint) else CITATION}\n```",
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
 def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> str:
+    if checkpoint.kind == "representation_diffusion":
+        return (
+            f"What draws representations of images that do not exist, for [RCG]({RCG_PAPER}): a MAGE that is led by "
+            "representations makes images of them."
+        )
     if config is None:
         model = f"[MaskGIT]({MASKGIT_PAPER})" if checkpoint.is_maskgit else f"[MAGE]({PAPER})"
         return (
@@ -108,7 +132,7 @@ def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> s
             "[0, 1] into a grid of codes and back."
         )
     does = {
-        "pretraining": "generates images by iterative decoding and gives features of images",
+        "pretraining": f"generates images by iterative decoding{_led_by(config)} and gives features of images",
         "classifier": f"sorts images into {config.num_labels} classes",
         "probe": f"sorts images into {config.num_labels} classes by a linear layer over frozen features",
     }[checkpoint.kind]
@@ -123,8 +147,14 @@ def _description(checkpoint: OriginalCheckpoint, config: MageConfig | None) -> s
     )
 
 
+def _led_by(config: MageConfig) -> str:
+    if config.representation_size is not None:
+        return f", led by a representation of {config.representation_size} numbers ([RCG]({RCG_PAPER})),"
+    return f" of {config.num_classes} classes" if config.num_classes else ""
+
+
 def _results(checkpoint: OriginalCheckpoint, size: str | None) -> str:
-    if size is None:
+    if size is None or is_rcg(checkpoint):
         return ""
     rows, notes = _published_rows(checkpoint.kind, size, is_contrastive(checkpoint))
     if not rows:
@@ -154,6 +184,7 @@ def _published_rows(kind: str, size: str, contrastive: bool) -> tuple[list[tuple
 
 def _provenance(checkpoint: OriginalCheckpoint) -> str:
     original, licence = (MASKGIT, "Apache-2.0") if checkpoint.is_maskgit else (ORIGINAL, "MIT")
+    original = RCG if is_rcg(checkpoint) else original
     epoch = f" It was saved after epoch {checkpoint.epoch + 1}." if checkpoint.epoch is not None else ""
     return (
         f"## Where it comes from\n\nConverted from `{checkpoint.path.name}` by "

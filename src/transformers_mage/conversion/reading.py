@@ -15,12 +15,13 @@ from typing import BinaryIO
 import torch
 
 from .names import TOKENIZER_PREFIX, has_maskgit_names, is_unused, rename_maskgit
+from .representation_diffusion import AVERAGE_PREFIX, CLASS_EMBEDDING, NETWORK_PREFIX, is_representation_diffusion
+from .representation_encoder import ENCODER_PREFIX
 
 # What a pre-training run of MAGE-C may call its contrastive head; no published file tells.
 _PROJECTION_HEAD = re.compile(r"(proj|contrast|predictor|mlp_head|head)\w*\.")
 # Characteristic names of what people hold for a checkpoint of MAGE.
 _OTHER_MODELS = {
-    "RCG": r"fake_latent$|latent_prior_proj\.|class_emb\.|pretrained_encoder\.",
     "MaskGIT, in a PyTorch port": r"transformer_layers\.|tok_emb\.|mlm_layer\.mlm_",
     "a VQGAN with attention, as taming-transformers'": r"(encoder|decoder)\.mid\.attn_1\.",
     "a latent diffusion model": r"model\.diffusion_model\.",
@@ -45,9 +46,10 @@ class OriginalCheckpoint:
 
     Args:
         path (`Path`): the file.
-        kind (`str`): `"pretraining"`, `"classifier"`, `"probe"` or `"tokenizer"`.
+        kind (`str`): `"pretraining"`, `"classifier"`, `"probe"`, `"tokenizer"` or `"representation_diffusion"`.
         model (`dict[str, torch.Tensor]`): the model's parameters in the original naming, those it reads.
         tokenizer (`dict[str, torch.Tensor]`, *optional*): the tokenizer's, without the prefix.
+        representation_encoder (`dict[str, torch.Tensor]`): what RCG takes representations with, without the prefix.
         projection_head (`list[str]`): names of a contrastive head, which is not converted.
         unused (`list[str]`): names of parameters that the original never reads.
         training_state (`list[str]`): what else the file holds: optimizer, scaler, arguments.
@@ -59,6 +61,7 @@ class OriginalCheckpoint:
     kind: str
     model: dict[str, torch.Tensor]
     tokenizer: dict[str, torch.Tensor] | None = None
+    representation_encoder: dict[str, torch.Tensor] = field(default_factory=dict)
     projection_head: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     training_state: list[str] = field(default_factory=list)
@@ -69,12 +72,13 @@ class OriginalCheckpoint:
         """Lets go of the weights, and with them of the mapped file."""
         self.model = {}
         self.tokenizer = None if self.tokenizer is None else {}
+        self.representation_encoder = {}
 
 
 def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     """
-    Reads a pre-training checkpoint, a classifier, a linear probe or a tokenizer. Files of PyTorch 1.6 or later are
-    mapped into memory, so that the optimizer's state in them costs nothing.
+    Reads a pre-training checkpoint, a classifier, a linear probe, a tokenizer or RCG's diffusion of representations.
+    Files of PyTorch 1.6 or later are mapped into memory, so that the optimizer's state in them costs nothing.
 
     Args:
         path (`str` or `Path`): the downloaded file.
@@ -93,17 +97,34 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
         if checkpoint.is_maskgit:
             checkpoint.tokenizer = rename_maskgit(checkpoint.tokenizer)
         return checkpoint
+    sort = _sort_diffusion if kind == "representation_diffusion" else _sort_mage
+    sort(checkpoint, weights)
+    return checkpoint
+
+
+def _sort_diffusion(checkpoint: OriginalCheckpoint, weights: dict[str, torch.Tensor]):
+    """RCG keeps the network together with the encoder and the constants of the diffusion, or alone."""
+    is_alone = NETWORK_PREFIX + "input_proj.weight" not in weights
+    read = (NETWORK_PREFIX, AVERAGE_PREFIX, CLASS_EMBEDDING)
+    checkpoint.model = {name: weight for name, weight in weights.items() if is_alone or name.startswith(read)}
+    checkpoint.unused = sorted({name.partition(".")[0] for name in weights.keys() - checkpoint.model.keys()})
+
+
+def _sort_mage(checkpoint: OriginalCheckpoint, weights: dict[str, torch.Tensor]):
+    is_led = "latent_prior_proj.weight" in weights
     for name, weight in weights.items():
         if name.startswith(TOKENIZER_PREFIX):
             checkpoint.tokenizer = checkpoint.tokenizer or {}
             checkpoint.tokenizer[name.removeprefix(TOKENIZER_PREFIX)] = weight
-        elif is_unused(name):
+        elif name.startswith(ENCODER_PREFIX):
+            checkpoint.representation_encoder[name.removeprefix(ENCODER_PREFIX)] = weight
+        elif is_unused(name) or (name == "fake_latent" and not is_led):
+            # RCG's models of classes have an empty representation too.
             checkpoint.unused.append(name)
-        elif kind == "pretraining" and _PROJECTION_HEAD.match(name):
+        elif checkpoint.kind == "pretraining" and _PROJECTION_HEAD.match(name):
             checkpoint.projection_head.append(name)
         else:
             checkpoint.model[name] = weight
-    return checkpoint
 
 
 def add_tokenizer(checkpoint: OriginalCheckpoint, tokenizer: OriginalCheckpoint):
@@ -264,9 +285,10 @@ def _kind_of(weights: Mapping[str, torch.Tensor], path: Path) -> str:
     names = list(weights)
     is_mage = any(name.startswith("token_emb.") for name in names)
     bare_names = [name.removeprefix(TOKENIZER_PREFIX) for name in names]
+    if not is_mage and is_representation_diffusion(names):
+        return "representation_diffusion"
     for model, pattern in _OTHER_MODELS.items():
-        is_telling = model == "RCG" or not is_mage
-        if is_telling and any(re.match(pattern, name) for name in bare_names):
+        if not is_mage and any(re.match(pattern, name) for name in bare_names):
             raise CheckpointError(f"{path} is a checkpoint of {model}, not of MAGE: it holds {_some(names)}.")
     if not is_mage and "quantize.embedding.weight" in bare_names:
         return "tokenizer"

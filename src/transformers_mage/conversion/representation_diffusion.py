@@ -1,14 +1,16 @@
 """Names and sizes of RCG's diffusion of representations: the original's to ours."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from .names import count
 
-# Where RCG's training checkpoints keep the network, and its classes' embedding.
+# Where RCG's training checkpoints keep the network, its moving average, whose names have no dots, and the embedding of
+# its classes, which models without classes have too and never read.
 NETWORK_PREFIX = "model.diffusion_model."
+AVERAGE_PREFIX = "model_ema.diffusion_model"
 CLASS_EMBEDDING = "cond_stage_model.embedding.weight"
 _NAMES = {
     "time_embed.0": "time_embedding.linear_1",
@@ -33,7 +35,8 @@ def convert_representation_diffusion(original: Mapping[str, torch.Tensor]) -> di
 
     Args:
         original (`Mapping[str, torch.Tensor]`): the original network's, with or without `NETWORK_PREFIX`, and the
-            classes' embedding where it has one. Whatever else a training checkpoint holds is left out.
+            classes' embedding where it has one. The moving average of the weights, which the original samples with,
+            is taken where there is one. Whatever else a training checkpoint holds is left out.
 
     Raises:
         KeyError: for names that the original's network does not have.
@@ -47,7 +50,7 @@ def convert_representation_diffusion(original: Mapping[str, torch.Tensor]) -> di
         else:
             module, _, kind = name.rpartition(".")
             converted[f"{_NAMES[module]}.{kind}"] = weight
-    if CLASS_EMBEDDING in original:
+    if reads_classes(original):
         converted["class_embedding.weight"] = original[CLASS_EMBEDDING]
     return converted
 
@@ -63,7 +66,7 @@ def representation_diffusion_config(original: Mapping[str, torch.Tensor]) -> dic
         "time_embedding_size": network["time_embed.0.weight"].shape[0],
         "num_blocks": count(network, r"res_blocks\.(\d+)\."),
     }
-    if CLASS_EMBEDDING in original:
+    if reads_classes(original):
         config["num_classes"], config["class_embedding_size"] = original[CLASS_EMBEDDING].shape
     return config
 
@@ -74,4 +77,14 @@ def _network(original: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for name, weight in original.items()
         if name.startswith(NETWORK_PREFIX)
     }
-    return inside or dict(original)
+    averaged = {name: original.get(AVERAGE_PREFIX + name.replace(".", ""), weight) for name, weight in inside.items()}
+    return averaged or dict(original)
+
+
+def is_representation_diffusion(names: Iterable[str]) -> bool:
+    """Whether a checkpoint with these names is one of RCG's diffusion of representations."""
+    return any(re.match(rf"({re.escape(NETWORK_PREFIX)})?res_blocks\.0\.in_layers\.", name) for name in names)
+
+
+def reads_classes(names: Iterable[str]) -> bool:
+    return any("res_blocks.0.context_layers." in name for name in names)

@@ -1,7 +1,8 @@
 """Reads an original model's sizes off its shapes, and holds every name and shape against them."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import VQModel
@@ -9,8 +10,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_mage import CLASS_TOKENS, MageConfig
 from ..modeling_mage import MageForImageClassification, MageForMaskedImageModeling, MagePreTrainedModel
+from ..representation_diffusion import RepresentationDiffusionModel
 from .names import TOKENIZER_PREFIX, count, restore_model, restore_tokenizer, tokenizer_config
 from .reading import CheckpointError, OriginalCheckpoint
+from .representation_diffusion import convert_representation_diffusion, representation_diffusion_config
+
+# What a checkpoint may become.
+Convertible: TypeAlias = MagePreTrainedModel | VQModel | RepresentationDiffusionModel
 
 # The published rule: shapes do not tell how many heads there are.
 ENCODER_HEAD_DIM = 64
@@ -67,9 +73,22 @@ def read_tokenizer_config(checkpoint: OriginalCheckpoint) -> dict:
     return config
 
 
-def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict[str, Any]) -> MagePreTrainedModel | VQModel:
+def read_diffusion_config(checkpoint: OriginalCheckpoint) -> dict:
+    """The configuration of the `RepresentationDiffusionModel` in `checkpoint`; see [`read_config`]."""
+    try:
+        return representation_diffusion_config(checkpoint.model)
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"The diffusion of representations in {checkpoint.path} is not RCG's: {error} is missing or of a wrong "
+            "shape."
+        ) from error
+
+
+def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict[str, Any]) -> Convertible:
     """The model that `checkpoint` becomes, without memory for its weights."""
     with torch.device("meta"):
+        if checkpoint.kind == "representation_diffusion":
+            return RepresentationDiffusionModel.from_config(config)
         if not isinstance(config, MageConfig):
             return VQModel.from_config(config)
         if checkpoint.kind == "pretraining":
@@ -77,13 +96,16 @@ def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict[str, A
         return MageForImageClassification(config)
 
 
-def check_weights(checkpoint: OriginalCheckpoint, model: MagePreTrainedModel | VQModel):
+def check_weights(checkpoint: OriginalCheckpoint, model: Convertible):
     """
     Holds every name and shape of `checkpoint` against what the original of `model` has.
 
     Raises:
         CheckpointError: listing what is missing, unexpected or of another shape.
     """
+    if isinstance(model, RepresentationDiffusionModel):
+        _check_shapes(checkpoint, _converted_diffusion(checkpoint), model.state_dict())
+        return
     given = dict(checkpoint.model)
     expected = {}
     state = model.state_dict()
@@ -94,6 +116,19 @@ def check_weights(checkpoint: OriginalCheckpoint, model: MagePreTrainedModel | V
         prefix = "" if checkpoint.kind == "tokenizer" else TOKENIZER_PREFIX
         expected |= {prefix + name: weight for name, weight in restore_tokenizer(state).items()}
         given |= {prefix + name: weight for name, weight in checkpoint.tokenizer.items()}
+    _check_shapes(checkpoint, given, expected)
+
+
+def _converted_diffusion(checkpoint: OriginalCheckpoint) -> dict[str, torch.Tensor]:
+    try:
+        return convert_representation_diffusion(checkpoint.model)
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.path} does not hold together: {error} is unexpected.") from error
+
+
+def _check_shapes(
+    checkpoint: OriginalCheckpoint, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+):
     problems = [f"{name} is missing" for name in expected if name not in given]
     problems += [f"{name} is unexpected" for name in given if name not in expected]
     problems += [

@@ -1,15 +1,19 @@
 """What a conversion says: what went where, and what to type next."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusers import VQModel
+import torch
+from torch import nn
 
 from ..modeling_mage import MagePreTrainedModel
 from .reading import OriginalCheckpoint
+from .sizes import Convertible
 
 # Our prefix, and the original's names that go there; the first that fits counts.
 _PARTS = {
     "mage.vqvae.": "vqgan.*",
+    "mage.embeddings.representation_embeddings.": "latent_prior_proj.*, fake_latent",
     "mage.": "token_emb.*, blocks.*, norm.*",
     "decoder.": "decoder_*",
     "head.": "mlm_layer.*",
@@ -17,6 +21,8 @@ _PARTS = {
     "batch_norm.": "head.0.*",
     "classifier.": "head.*",
 }
+# Where the components of a pipeline that is led by representations come from.
+_PART_SOURCES = {"representation_model": "model.diffusion_model.*", "representation_encoder": "pretrained_encoder.*"}
 _USAGE = {
     "pretraining": """from transformers_mage import MagePipeline
 
@@ -40,6 +46,11 @@ print(model.config.id2label[logits.argmax().item()])""",
 vqvae = VQModel.from_pretrained("{name}")  # images in [0, 1]
 latents = vqvae.encode(pixel_values).latents
 pixel_values = vqvae.decode(latents).sample""",
+    "representation_diffusion": """from transformers_mage import RepresentationDiffusionModel
+from transformers_mage.representation_diffusion import draw_representations
+
+model = RepresentationDiffusionModel.from_pretrained("{name}")
+representations = draw_representations(model, 4)""",
     "tokens only": """import transformers_mage
 from transformers import AutoModel
 
@@ -51,17 +62,18 @@ features = model(input_ids=image_tokens).pooler_output""",
 def usage(checkpoint: OriginalCheckpoint, name: str) -> str:
     """Code that uses the folder or repository `name`."""
     kind = "classifier" if checkpoint.kind == "probe" else checkpoint.kind
-    if checkpoint.tokenizer is None:
+    if checkpoint.tokenizer is None and kind != "representation_diffusion":
         kind = "tokens only"
     return _USAGE[kind].format(name=name)
 
 
-def table(model: MagePreTrainedModel | VQModel, checkpoint: OriginalCheckpoint) -> str:
+def table(model: Convertible, checkpoint: OriginalCheckpoint, parts: Mapping[str, nn.Module]) -> str:
     """Where the tensors went, how many there are, and what was left out."""
     rows = [("original", "here", "tensors", "parameters", "precision"), *_part_rows(model)]
+    rows += [_row(_PART_SOURCES[name], f"{name}/", list(part.state_dict().values())) for name, part in parts.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", *_left_out(checkpoint)]
+    lines += ["", *_left_out(checkpoint, parts)]
     return "\n".join(lines).rstrip()
 
 
@@ -69,7 +81,7 @@ def next_steps(checkpoint: OriginalCheckpoint, out: Path, has_labels: bool) -> s
     """What is still missing, and code to start with."""
     code = "\n".join(f"    {line}".rstrip() for line in usage(checkpoint, str(out)).splitlines())
     hints = ""
-    if checkpoint.tokenizer is None:
+    if checkpoint.tokenizer is None and checkpoint.kind != "representation_diffusion":
         hints += (
             "\nThe checkpoint has no tokenizer inside; to work on images, convert it again with "
             "`--tokenizer vqgan_jax_strongaug.ckpt`.\n"
@@ -79,22 +91,30 @@ def next_steps(checkpoint: OriginalCheckpoint, out: Path, has_labels: bool) -> s
     return f"{hints}\nNext:\n\n{code}"
 
 
-def _part_rows(model: MagePreTrainedModel | VQModel) -> list[tuple[str, ...]]:
-    parts = {"": "*"} if isinstance(model, VQModel) else _PARTS
+def _part_rows(model: Convertible) -> list[tuple[str, ...]]:
+    parts = _PARTS if isinstance(model, MagePreTrainedModel) else {"": "*"}
     state = model.state_dict()
     rows: list[tuple[str, ...]] = []
     for prefix, original in parts.items():
         names = [name for name in state if name.startswith(prefix)]
         weights = [state.pop(name) for name in names]
         if weights:
-            millions = sum(weight.numel() for weight in weights) / 1e6
-            precision = str(weights[0].dtype).removeprefix("torch.")
-            rows.append((original, f"{prefix}*", str(len(weights)), f"{millions:.2f} M", precision))
+            rows.append(_row(original, f"{prefix}*", weights))
     return rows
 
 
-def _left_out(checkpoint: OriginalCheckpoint) -> list[str]:
+def _row(original: str, here: str, weights: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    millions = sum(weight.numel() for weight in weights) / 1e6
+    precision = str(weights[0].dtype).removeprefix("torch.")
+    return original, here, str(len(weights)), f"{millions:.2f} M", precision
+
+
+def _left_out(checkpoint: OriginalCheckpoint, parts: Mapping[str, nn.Module]) -> list[str]:
     lines = []
+    if checkpoint.representation_encoder and "representation_encoder" not in parts:
+        lines.append(
+            "Left out, an encoder that the model is not led by, or that is not MoCo v3's: pretrained_encoder.*."
+        )
     if checkpoint.unused:
         lines.append(f"Left out, as the original never reads them: {', '.join(checkpoint.unused)}.")
     if checkpoint.projection_head:

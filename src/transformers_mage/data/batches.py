@@ -23,13 +23,14 @@ class DataError(RuntimeError):
 @dataclass
 class Batch:
     """
-    One process's part of a batch: either pixels or tokens.
+    One process's part of a batch: pixels, tokens or features.
 
     Attributes:
         pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*):
             uint8. Whole images, or views of them, the first views of all images and then the second ones.
         input_ids (`torch.Tensor` of shape `(num_views x batch_size, sequence_length)`, *optional*): tokens.
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): classes.
+        features (`torch.Tensor` of shape `(batch_size, size)`, *optional*): what a model says of the images.
         are_views (`bool`): whether the pixels are views already; see [`RandomViews.of`].
         num_skipped (`int`): broken images that were left out.
     """
@@ -37,6 +38,7 @@ class Batch:
     pixels: torch.Tensor | None = None
     input_ids: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     are_views: bool = False
     num_skipped: int = 0
 

@@ -75,6 +75,29 @@ class InMemoryTokens(BatchedDataset):
         return Batch(input_ids=tokens, labels=None if self.labels is None else self.labels[indices])
 
 
+class InMemoryFeatures(BatchedDataset):
+    """
+    Features of one or several views of each image. Another view is drawn in each epoch.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_images, num_views, size)`): what a model says of them.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): classes.
+    """
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor | None = None):
+        self.features = features
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        epochs, indices = np.divmod(np.asarray(draws), len(self))
+        views = drawn_views(epochs, 1, self.features.shape[1])[0]
+        labels = None if self.labels is None else self.labels[indices]
+        return Batch(features=self.features[indices, views], labels=labels)
+
+
 def drawn_views(epochs: np.ndarray, views_per_image: int, num_views: int) -> np.ndarray:
     """(views_per_image, batch_size) of which views are due in the samples' epochs: all in turn."""
     return (np.arange(views_per_image)[:, None] + views_per_image * epochs) % num_views

@@ -5,7 +5,7 @@ A cache is a folder with the tokenizer, and for each split a folder with `tokens
 wrote and reads. A shard is whole or not there, so that an interrupted run is simply started again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -283,6 +283,13 @@ class CachedTokens(BatchedDataset):
             tokens[:, i] = self.chunks[number][index, views[:, i]]
         labels = None if self.labels is None else self.labels[indices]
         return Batch(input_ids=torch.from_numpy(tokens).flatten(0, 1), labels=labels)
+
+    def all_views(self, indices: Sequence[int]) -> np.ndarray:
+        """(num_images, num_views, sequence_length) tokens of these images, int64."""
+        numbers = np.searchsorted(self.ends, indices, side="right")
+        ends = [0, *self.ends]
+        rows = [self.chunks[n][index - ends[n]] for n, index in zip(numbers, indices, strict=True)]
+        return np.stack(rows).astype(np.int64)
 
     def first_views(self, limit: int) -> torch.Tensor:
         """(num_images, sequence_length) tokens of the first view of the first images, for validation."""

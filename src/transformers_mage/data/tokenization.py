@@ -187,9 +187,18 @@ class BatchTokenizer:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """(num_views x batch_size, sequence_length): the first views of all images, then the second ones."""
-        if batch.input_ids is not None:
-            return batch.input_ids
-        return tokenize(self.tokenizer, self.views.of(batch))
+        return self.tokens(batch, self.pixels(batch))
+
+    def pixels(self, batch: Batch) -> torch.Tensor | None:
+        """The views to tokenize, `(num_views x batch_size, channels, height, width)`; none of a batch of tokens."""
+        return None if batch.input_ids is not None else self.views.of(batch)
+
+    def tokens(self, batch: Batch, pixels: torch.Tensor | None) -> torch.Tensor:
+        """Those of a batch whose `pixels` are these."""
+        if pixels is not None:
+            return tokenize(self.tokenizer, pixels)
+        assert batch.input_ids is not None
+        return batch.input_ids
 
 
 def tokenize_views(

@@ -49,6 +49,7 @@ class RandomViews(nn.Module):
 
     def __init__(self, image_size: tuple[int, int], crops: Crops = Crops(), num_views: int = 1):
         super().__init__()
+        self.image_size = image_size
         self.num_views = num_views
         steps: list[nn.Module] = []
         if crops.scale_min < 1:

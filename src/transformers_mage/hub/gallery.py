@@ -20,11 +20,11 @@ from .model_card import Sample, add_gallery
 def sample_gallery(pipe: MagePipeline, num_samples: int = 8) -> list[Sample]:
     """
     The first samples of a pipeline, of the first classes where it has classes, by the seeds from 0 on; none where it
-    makes no pixels.
+    makes no pixels, or is led by representations that nothing draws.
     """
-    if pipe.vqvae is None:
-        return []
     config = pipe.model.config
+    if pipe.vqvae is None or (config.representation_size and pipe.representation_model is None):
+        return []
     generators = [torch.Generator().manual_seed(seed) for seed in range(num_samples)]
     pipe.set_progress_bar_config(disable=True)
     if not config.num_classes:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # What a card ends with that the next training may replace: whoever edits it takes this out.
 MARK = "<!-- Written by transformers_mage: without this line it is kept. -->"
 PAPER = "https://arxiv.org/abs/2211.09117"
+RCG_PAPER = "https://arxiv.org/abs/2312.03701"
 CITATION = """@inproceedings{li2023mage,
   title     = {{MAGE}: {MAsked} {Generative} {Encoder} to Unify Representation Learning and Image Synthesis},
   author    = {Li, Tianhong and Chang, Huiwen and Mishra, Shlok Kumar and Zhang, Han and Katabi, Dina and
@@ -252,9 +253,24 @@ def _description(facts: CardFacts) -> str:
         f"Encoder of {config.num_hidden_layers} layers of width {config.hidden_size}; {rows} x {columns} tokens out "
         f"of {config.codebook_size} codes for an image of {height} x {width} pixels."
     )
+    text += _led_by(config) if facts.task == "generation" else ""
     has_classes = facts.is_conditional or facts.task == "classification"
     names = [config.id2label[label] for label in sorted(config.id2label)] if has_classes else []
     return text + (f"\n\nClasses: {_few(names)}." if names else "")
+
+
+def _led_by(config: MageConfig) -> str:
+    """What says to a model what its images shall be, where that is a representation."""
+    if config.representation_size is None:
+        return ""
+    source = config.representation_source or {}
+    name = source.get("model_name_or_path")
+    link = f"[{escape(name)}](https://huggingface.co/{name})" if is_hub_name(name) else escape(name)
+    whose = f" of {link}" if name else ""
+    return (
+        f"\n\nIts images are led by representations{whose}, of {config.representation_size} numbers "
+        f"([RCG]({RCG_PAPER})): drawn by a diffusion model where one is in the folder, or those of given images."
+    )
 
 
 def _few(names: Sequence[str], limit: int = 20) -> str:

@@ -157,14 +157,21 @@ class TransformersFeatures(nn.Module):
 
     Args:
         model_id (`str` or `Path`): a model folder, or the id of a Hub repository.
+
+    Raises:
+        OSError: in one line, where there is no such model, or it cannot be reached.
     """
 
     def __init__(self, model_id: str | Path):
         super().__init__()
         from transformers import AutoImageProcessor, AutoModel
 
-        self.processor = AutoImageProcessor.from_pretrained(model_id)
-        self.model = AutoModel.from_pretrained(model_id).eval()
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(model_id)
+            self.model = AutoModel.from_pretrained(model_id).eval()
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(f"No features can be had from {model_id}: {reason}") from error
         tokenizer = getattr(self.model.config, "vq_config", None) or {}
         self.num_channels = getattr(self.model.config, "num_channels", tokenizer.get("in_channels", 3))
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 from safetensors.torch import load_file, save_file
 
-from ..files import FolderError, check_inside, check_note, write_json, written_aside
+from ..files import FolderError, check_inside, check_note, read_json, write_json, written_aside
 
 FORMATS = ("parquet", "safetensors")
 
@@ -102,6 +102,36 @@ class FeatureStore:
         else:
             shards = [Dataset.from_parquet(str(path), keep_in_memory=True).with_format("torch")[:] for path in paths]
         return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def load_features(folder: Path, split: str, name: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The features of a split that scripts/extract_features.py wrote, and the labels of its images where it has them.
+
+    Args:
+        folder (`Path`): where they are.
+        split (`str`): of which split.
+        name (`str`, *optional*): which of them, as "layer_12_mean"; not needed where there is one.
+
+    Returns:
+        `torch.Tensor` of shape `(num_images, size)`, and of shape `(num_images,)`.
+
+    Raises:
+        FolderError: where there are no such features.
+    """
+    note = folder / f".{split}.json"
+    if not note.exists():
+        raise FolderError(f'{folder} holds no features of the split "{split}" that extract_features.py wrote.')
+    made_of = read_json(note)
+    sizes = {key: made_of.pop(key) for key in ("num_images", "images_per_shard", "file_format")}
+    columns = FeatureStore(folder, split, made_of=made_of, **sizes).load()
+    pooled = [key for key, values in columns.items() if values.ndim == 2]
+    if name is None and len(pooled) == 1:
+        [name] = pooled
+    if name not in pooled:
+        asked = "holds several features" if name is None else f"holds no {name!r}"
+        raise FolderError(f"{folder} {asked}: say which of {pooled} to take with `--feature_name`.")
+    return columns[name], columns.get("label")
 
 
 def _array(values: torch.Tensor) -> List | Array2D:

@@ -16,7 +16,7 @@ from ..files import FolderError
 from ..hub_folders import model_folder
 from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
 
-NEW_PARAMETERS = "mage.embeddings.class_embeddings.weight"
+NEW_PARAMETERS = ("mage.embeddings.class_embeddings.", "mage.embeddings.representation_embeddings.")
 
 
 def class_settings(dataset: Dataset | IterableDataset, label_column: str | None) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def class_settings(dataset: Dataset | IterableDataset, label_column: str | None)
 
 def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaskedImageModeling:
     """
-    A saved model, without its tokenizer, to continue training. Class embeddings that it does not have are new, and
-    positions of another grid than it has are interpolated.
+    A saved model, without its tokenizer, to continue training. Embeddings of classes and of representations that it
+    does not have are new, and positions of another grid than it has are interpolated.
 
     Args:
         name_or_path (`str`): a model's folder or Hub name.
@@ -69,7 +69,7 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
         raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
     except OSError as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error}") from error
-    missing = set(loading["missing_keys"]) - {NEW_PARAMETERS}
+    missing = {name for name in loading["missing_keys"] if not name.startswith(NEW_PARAMETERS)}
     if missing or loading["mismatched_keys"]:
         raise FolderError(
             f"{name_or_path} is another model than `model` says: {sorted(missing) or loading['mismatched_keys']} "
@@ -91,7 +91,9 @@ def change_image_size(model: MageForMaskedImageModeling, image_size: int | list[
 
 
 def freeze_encoder(model: MageForMaskedImageModeling):
-    """Leaves the decoder, the head and the class embeddings to be trained."""
+    """Leaves the decoder, the head and the embeddings of classes and representations to be trained."""
     model.mage.requires_grad_(False)
-    if model.mage.embeddings.class_embeddings is not None:
-        model.mage.embeddings.class_embeddings.requires_grad_(True)
+    embeddings = model.mage.embeddings
+    for learned in (embeddings.class_embeddings, embeddings.representation_embeddings):
+        if learned is not None:
+            learned.requires_grad_(True)

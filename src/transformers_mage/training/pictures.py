@@ -17,14 +17,22 @@ from ..visualization import draw_grid
 
 
 def sample_tokens(
-    model: MageForMaskedImageModeling, num_images: int, num_inference_steps: int, seed: int
+    model: MageForMaskedImageModeling,
+    num_images: int,
+    num_inference_steps: int,
+    seed: int,
+    representations: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(num_images, sequence_length) tokens made from nothing, without touching torch's global generator."""
+    """
+    (num_images, sequence_length) tokens made from nothing, or one image of each of as many representations, without
+    touching torch's global generator.
+    """
     pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     (tokens,) = pipe(
-        num_images=num_images,
+        num_images=num_images if representations is None else 1,
+        representations=representations,
         num_inference_steps=num_inference_steps,
         generator=generator,
         output_type="latent",

@@ -1,6 +1,7 @@
 """The model that is pre-trained: made from a recipe, fed with tokens, written as a folder for users."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import VQModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from ..configuration_mage import MageConfig
 from ..hub.gallery import sample_gallery
@@ -50,6 +51,7 @@ class MageForPreTraining(nn.Module):
         input_ids: torch.LongTensor,
         masks: MageMasks,
         class_labels: torch.LongTensor | None = None,
+        representations: torch.Tensor | None = None,
         contrast: Contrast | None = None,
         only_project: bool = False,
     ) -> tuple[torch.Tensor, dict[str, Metric]] | torch.Tensor:
@@ -59,6 +61,7 @@ class MageForPreTraining(nn.Module):
                 with a contrastive loss, one view of all images and then the other view of all images.
             masks ([`MageMasks`]): for all of them.
             class_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): see [`MageModel`].
+            representations (`torch.Tensor` of shape `(batch_size, representation_size)`, *optional*): the same.
             contrast ([`Contrast`], *optional*):
                 the contrastive loss of all micro-batches of an update; by default each has a loss of its own.
             only_project (`bool`): compute nothing but the projections that the contrastive loss compares.
@@ -66,9 +69,10 @@ class MageForPreTraining(nn.Module):
         Returns:
             The loss, and what is worth knowing about the step; or the projections, `(batch_size, projection_size)`.
         """
+        condition = {"class_labels": class_labels, "representations": representations}
         if only_project:
-            return self._project(self._encode(input_ids, masks, class_labels))
-        output = self.mage(input_ids=input_ids, class_labels=class_labels, **masks.as_kwargs())
+            return self._project(self._encode(input_ids, masks, condition))
+        output = self.mage(input_ids=input_ids, **condition, **masks.as_kwargs())
         loss = output.loss
         metrics = {"reconstruction_loss": output.loss, "accuracy": token_accuracy(output)}
         if self.training:
@@ -79,16 +83,14 @@ class MageForPreTraining(nn.Module):
             loss = loss + self.contrastive_weight * metrics["contrastive_loss"]
         return loss, {"loss": loss, **metrics}
 
-    def _encode(
-        self, input_ids: torch.LongTensor, masks: MageMasks, class_labels: torch.LongTensor | None
-    ) -> torch.Tensor:
+    def _encode(self, input_ids: torch.LongTensor, masks: MageMasks, condition: dict[str, Any]) -> torch.Tensor:
         """(batch_size, 1 + num_kept, hidden_size): what the whole model's encoder gives for the same images."""
         output = self.mage.mage(
             input_ids=input_ids,
             bool_masked_pos=masks.bool_masked_pos,
             bool_dropped_pos=masks.bool_dropped_pos,
-            class_labels=class_labels,
             num_dropped=masks.num_dropped,
+            **condition,
         )
         return output.last_hidden_state
 
@@ -114,7 +116,13 @@ def token_accuracy(output: MageMaskedImageModelingOutput) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    tokens: torch.Tensor,
+    batch_size: int,
+    accelerator: Accelerator,
+    represent: Callable[[torch.Tensor], torch.Tensor | None] = lambda tokens: None,
+) -> dict[str, float]:
     """
     Loss and accuracy on held-out tokens. Their masks are always the same, drawn with the training's masking ratios.
 
@@ -122,6 +130,7 @@ def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerato
         model (`nn.Module`): a prepared [`MageForPreTraining`].
         tokens (`torch.Tensor` of shape `(num_images, sequence_length)`): the same in all processes, which share the
             work.
+        represent (`Callable`): gives the representations of images, by their tokens, where they lead the model.
     """
     config = accelerator.unwrap_model(model).mage.config
     was_training = model.training
@@ -135,7 +144,8 @@ def evaluate(model: nn.Module, tokens: torch.Tensor, batch_size: int, accelerato
         is_new = i * accelerator.num_processes + accelerator.process_index < len(batches)
         generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
         masks = sample_masks(config, len(batch), generator=generator, device=accelerator.device)
-        _, metrics = model(batch.to(accelerator.device), masks)
+        batch = batch.to(accelerator.device)
+        _, metrics = model(batch, masks, representations=represent(batch))
         values = torch.stack([metrics["reconstruction_loss"], metrics["accuracy"], torch.ones_like(metrics["loss"])])
         sums += values.float() * len(batch) * is_new
     model.train(was_training)
@@ -180,7 +190,11 @@ def training_labels(config: MageConfig, labels: torch.Tensor | None, num_views: 
 
 
 def save_model(
-    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, folder: str | Path
+    state: dict[str, torch.Tensor],
+    config: MageConfig,
+    tokenizer: VQModel,
+    folder: str | Path,
+    representation_encoder: PreTrainedModel | None = None,
 ) -> MagePipeline:
     """
     Writes the folder that `AutoModel`, `AutoImageProcessor` and [`MagePipeline`] load, the tokenizer inside it.
@@ -188,6 +202,7 @@ def save_model(
     Args:
         state (`dict`): trained weights of [`MageForPreTraining`].
         config ([`MageConfig`]): the model's.
+        representation_encoder (`PreTrainedModel`, *optional*): what gives the representations that lead the model.
 
     Returns:
         [`MagePipeline`]: what was written.
@@ -202,14 +217,20 @@ def save_model(
         do_normalize=False,
         do_convert_rgb=tokenizer.config.in_channels == 3,
     )
-    pipe = MagePipeline(model.eval(), MageScheduler(config.mask_token_id), processor)
+    scheduler = MageScheduler(config.mask_token_id)
+    pipe = MagePipeline(model.eval(), scheduler, processor, representation_encoder=representation_encoder)
     pipe.save_pretrained(folder)
     return pipe
 
 
 def write_generator(
-    state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel, arguments: TrainingArguments, name: str
+    state: dict[str, torch.Tensor],
+    config: MageConfig,
+    tokenizer: VQModel,
+    arguments: TrainingArguments,
+    name: str,
+    representation_encoder: PreTrainedModel | None = None,
 ):
     """Writes the folder of a pre-trained model, with a card that shows what it makes."""
-    pipe = save_model(state, config, tokenizer, arguments.output_dir)
+    pipe = save_model(state, config, tokenizer, arguments.output_dir, representation_encoder)
     write_card(arguments.output_dir, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))

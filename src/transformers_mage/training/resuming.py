@@ -28,9 +28,12 @@ UNIMPORTANT = (
     "with_code",
 )
 # Flags that decide whether there is something to train, or to keep in a checkpoint.
-SWITCHES = ("use_ema", "contrastive_weight", "adversarial_weight", "class_conditional", "freeze_encoder")
+SWITCHES = (
+    *("use_ema", "contrastive_weight", "adversarial_weight", "class_conditional", "freeze_encoder"),
+    "representation_model_name_or_path",
+)
 # Groups of values that make the model, and those of them that a trained model can do with differently.
-MODELS = ("model.", "vq_config.")
+MODELS = ("model.", "vq_config.", "representation_model.")
 CHANGEABLE = (
     "model.hidden_dropout_prob",
     "model.attention_probs_dropout_prob",

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..command_line import EXIT_CTRL_C
 
@@ -32,6 +32,11 @@ class NonFiniteLossError(RuntimeError):
 
 class WaitBrokenOffError(Exception):
     """A signal came while waiting."""
+
+
+def has_stopped_falling(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` losses are all above the lowest one before them."""
+    return len(losses) > patience and min(losses[-patience:]) > min(losses[:-patience])
 
 
 class StopSignals:
