@@ -178,7 +178,13 @@ def test_push_of_a_model(logged_in: HubServer, small_config: MageConfig):
 def test_only_the_model_of_a_training_folder_is_pushed(
     logged_in: HubServer, saved: Path, small_pipeline: MagePipeline
 ):
-    for name in ("checkpoint-10/model.safetensors", "logs/events", "metrics.jsonl", "pictures/samples.png", ".eval_results/clothes.yaml"):
+    for name in (
+        "checkpoint-10/model.safetensors",
+        "logs/events",
+        "metrics.jsonl",
+        "pictures/samples.png",
+        ".eval_results/clothes.yaml",
+    ):
         (saved / name).parent.mkdir(exist_ok=True)
         (saved / name).write_bytes(b"x")
 

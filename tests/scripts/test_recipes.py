@@ -48,3 +48,13 @@ def test_finetuning(size: str, epochs: int, layer_decay: float, drop_path: float
     assert (recipe.mixup_alpha, recipe.cutmix_alpha, recipe.label_smoothing) == (0.8, 1.0, 0.1)
     assert (recipe.rand_augment_magnitude, recipe.rand_augment_std, recipe.do_normalize) == (9, 0.5, True)
     assert (recipe.crop_scale_min, recipe.horizontal_flip) == (0.2, True)
+
+
+def test_a_model_to_start_from_brings_its_tokenizer_in_place_of_the_recipes():
+    arguments_class = load_module("train_mage").MageArguments
+    words = ["--config", str(ROOT / "configs" / "mage_digits.yaml"), "--dataset_name", "x"]
+
+    started = parse_arguments(arguments_class, "", [*words, "--pretrained_model_name_or_path", "a model"])
+
+    assert parse_arguments(arguments_class, "", words).tokenizer_name_or_path == "outputs/vqgan-digits"
+    assert started.tokenizer_name_or_path == "a model"
