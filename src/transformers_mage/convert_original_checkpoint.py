@@ -116,9 +116,8 @@ def convert(args: argparse.Namespace):
     check_free(args.out)
     if args.push_to_hub:
         args.push_to_hub = check_repository(args.push_to_hub)
-    with tqdm(
-        total=6 if args.num_samples else 5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]"
-    ) as progress:
+    steps = 6 if args.num_samples else 5
+    with tqdm(total=steps, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
         with _step(progress, "reading"):
             checkpoint, model = read(args)
         with _step(progress, "converting"):
@@ -170,11 +169,8 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     checkpoint = read_checkpoint(args.checkpoint)
     if args.labels and checkpoint.kind not in ("classifier", "probe"):
         raise CheckpointError(f"`--labels` are for classifiers, but {args.checkpoint} is a {checkpoint.kind} file.")
-    if args.num_samples and (checkpoint.kind != "pretraining" or not (args.tokenizer or checkpoint.tokenizer)):
-        raise CheckpointError(
-            f"`--num_samples` are of models that make images, with their tokenizer, but {args.checkpoint} is a "
-            f"{checkpoint.kind} file{'' if checkpoint.tokenizer else ' without one'}."
-        )
+    if args.num_samples:
+        check_makes_images(checkpoint, has_tokenizer=bool(args.tokenizer or checkpoint.tokenizer))
     if args.tokenizer:
         tokenizer = read_checkpoint(args.tokenizer)
         add_tokenizer(checkpoint, tokenizer)
@@ -189,6 +185,17 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)
     return checkpoint, model
+
+
+def check_makes_images(checkpoint: OriginalCheckpoint, has_tokenizer: bool):
+    """Raises CheckpointError where there is nothing to make samples with."""
+    if checkpoint.kind == "pretraining" and has_tokenizer:
+        return
+    without = "" if has_tokenizer else " without one"
+    raise CheckpointError(
+        f"`--num_samples` are of models that make images, with their tokenizer, but {checkpoint.path} is a "
+        f"{checkpoint.kind} file{without}."
+    )
 
 
 def read_parts(args: argparse.Namespace, checkpoint: OriginalCheckpoint, config: MageConfig | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ DOORS: dict[str, Callable[[str], object]] = {
     "data": lambda name: load_images(DatasetSpec(name, split="train", streaming=True)),
 }
 FAULTS = {
-    "no network": ("org/model", "the Hub cannot be reached"),
+    "no network": ("org/model", "[Tt]he Hub cannot be reached"),
     "wrong name": ("org/modle", "is neither a folder here nor a (model|dataset) on the Hub"),
     "private": ("org/private", "if it is private, log in"),
     "gated": ("org/gated", "is gated: ask for access at http"),

@@ -87,3 +87,13 @@ def test_diffusion_of_representations():
 def test_small_recipes_of_representations_can_be_read(script: str):
     name = "mage_representation_fashion" if script == "train_mage" else "representation_diffusion_fashion"
     assert read_training(script, name).output_dir.startswith("outputs/fashion/mage-representation")
+
+
+def test_a_model_to_start_from_brings_its_tokenizer_in_place_of_the_recipes():
+    arguments_class = load_module("train_mage").MageArguments
+    words = ["--config", str(ROOT / "configs" / "mage_digits.yaml"), "--dataset_name", "x"]
+
+    started = parse_arguments(arguments_class, "", [*words, "--pretrained_model_name_or_path", "a model"])
+
+    assert parse_arguments(arguments_class, "", words).tokenizer_name_or_path == "outputs/vqgan-digits"
+    assert started.tokenizer_name_or_path == "a model"
