@@ -20,9 +20,11 @@ test-peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[peers]"
 	$(BIN)/python -m tests.peers.fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/peers
-# Kills, signals, damage and full disks at random moments: FAULTS=50 tries each kind 50 times.
+
+# Kills, signals, damage, full disks and wrong values, with tables of them at the end: docs/faults.md. FAULTS=50 tries each
+# kind 50 times.
 test-faults: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/fault_kills.py tests/faults/fault_damage.py tests/faults/fault_values.py
+	OMP_NUM_THREADS=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 $(BIN)/python -m pytest -q tests/faults/fault_*.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from diffusers import VQModel
 from torch import Tensor
 
-from transformers_mage.command_line import argument, parse_arguments, reports_errors
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.batches import DataError
 from transformers_mage.data.tokenization import (
     PIXEL_RANGES,
@@ -82,8 +82,8 @@ class ReconstructionArguments:
         """Raises `ValueError` for flags that make no comparison."""
         if not self.tokenizers or not self.references:
             raise ValueError("Say which tokenizers to compare, and on what: `--tokenizers A,B --references IMAGES`.")
-        if self.batch_size < 1 or (self.resolution or 1) < 1:
-            raise ValueError(f"`--batch_size` ({self.batch_size}) and `--resolution` must be at least 1.")
+        check_numbers(self, "batch_size resolution perceptual_image_size", at_least=1)
+        check_numbers(self, "dataloader_num_workers", at_least=0)
 
 
 @reports_errors

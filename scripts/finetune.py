@@ -37,9 +37,9 @@ from transformers_mage.representation import (
     evaluation_loader,
     layer_decay_groups,
     load_classifier,
-    publish_classifier,
     save_results,
     table,
+    write_classifier,
 )
 from transformers_mage.representation.classifiers import classifier_of, image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
@@ -131,12 +131,15 @@ def finetune(arguments: FinetuneArguments) -> Result:
 
     if not scores:
         validate()
-    state = run.finish()
     result = Result.of(arguments, f"fine-tuned, {arguments.classifier_pooling}", len(train), scores)
-    if state is not None:
-        trained, publisher = classifier_of(state, config, tokenizer), Publisher.of(arguments, accelerator)
-        facts = arguments.card_facts(publisher.name, "classification", config)
-        publish_classifier(trained, processor, result, validation, publisher, facts)
+    publisher = Publisher.of(arguments, accelerator)
+    with run.finished() as state:
+        if state is not None:
+            facts = arguments.card_facts(publisher.name, "classification", config)
+            trained = classifier_of(state, config, tokenizer)
+            write_classifier(trained, processor, result, validation, publisher, facts)
+    if accelerator.is_main_process:
+        publisher.push()
     return result
 
 

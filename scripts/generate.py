@@ -74,8 +74,9 @@ class GenerationArguments:
     def check(self):
         if not self.pretrained_model_name_or_path:
             raise ValueError("Say which model to use: `--pretrained_model_name_or_path FOLDER`.")
-        check_numbers(self, "num_images batch_size shard_size", at_least=1)
-        check_numbers(self, "seed", at_least=0)
+        check_numbers(self, "num_images batch_size shard_size num_inference_steps top_k", at_least=1)
+        check_numbers(self, "seed guidance_scale temperature token_temperature", at_least=0)
+        check_numbers(self, "top_p", more_than=0, at_most=1)
 
 
 @reports_errors

@@ -47,10 +47,10 @@ from transformers_mage.representation import (
     load_encoder,
     nearest_neighbour_scores,
     probe_as_classifier,
-    publish_classifier,
     save_results,
     score,
     table,
+    write_classifier,
 )
 from transformers_mage.representation.classifiers import image_shape, processor_of
 from transformers_mage.training.arguments import TrainingArguments
@@ -158,18 +158,18 @@ def train_probes(
     train_heads(run, heads, extractor, views.on_device())
     if not scores:
         validate()
-    run.finish()
-    trained = accelerator.unwrap_model(heads).heads
-    probes = [
-        TrainedProbe(
-            feature,
-            trained[str(feature)],
-            Result.of(arguments, f"linear probe by LARS, {feature}", len(train), scores[str(feature)]),
-        )
-        for feature in extractor.features
-    ]
-    if accelerator.is_main_process:
-        save_best(probes, extractor.model, validation, arguments)
+    with run.finished():
+        trained = accelerator.unwrap_model(heads).heads
+        probes = [
+            TrainedProbe(
+                feature,
+                trained[str(feature)],
+                Result.of(arguments, f"linear probe by LARS, {feature}", len(train), scores[str(feature)]),
+            )
+            for feature in extractor.features
+        ]
+        if accelerator.is_main_process:
+            save_best(probes, extractor.model, validation, arguments)
     return [probe.result for probe in probes]
 
 
@@ -249,7 +249,8 @@ def save_best(probes: list[TrainedProbe], encoder: MageModel, images: LabelledIm
     model = probe_as_classifier(encoder, best.feature, best.head, images.classes.names)
     publisher = Publisher(arguments.output_dir, arguments.publication.check())
     facts = arguments.card_facts(publisher.name, "classification", model.config)
-    publish_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
+    write_classifier(model, processor_of(images, model.config), best.result, images, publisher, facts)
+    publisher.push()
 
 
 if __name__ == "__main__":

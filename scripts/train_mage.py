@@ -158,9 +158,11 @@ def main(argv: list[str] | None = None):
         with accelerator.accumulate(model):
             run.update(*model(**kwargs))
 
-    state = run.finish()
+    with run.finished() as state:
+        if accelerator.is_main_process:
+            publisher.write(partial(write, state=state))
     if accelerator.is_main_process:
-        publisher.publish(partial(write, state))
+        publisher.push()
 
 
 def open_tokenizer(arguments: MageArguments) -> VQModel:

@@ -11,8 +11,9 @@ Only a sharper decoder, for a tokenizer whose tokens are cached, or modelled, al
 """
 
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import VQModel
@@ -234,19 +235,25 @@ def validate(run: VQGANRun, held_out: HeldOutImages):
 
 
 def save_tokenizer(run: VQGANRun, accelerator: Accelerator):
-    arguments, state = run.arguments, run.finish()
+    publisher = Publisher.of(run.arguments, accelerator)
+    with run.finished() as state:
+        if state is not None:
+            publisher.write(lambda folder: write_tokenizer(folder, trained_tokenizer(run, state), run, publisher.name))
     if accelerator.is_main_process:
-        model = VQModelForTraining(
-            VQModel.from_config(run.vqgan.vqvae.config), normalize_codes=arguments.normalize_codes
-        )
-        model.load_state_dict({name: value for name, value in state.items() if not name.startswith("adversary.")})
-        publisher = Publisher.of(arguments, accelerator)
-        publisher.publish(partial(write_tokenizer, model.export(), arguments, publisher.name))
+        publisher.push()
 
 
-def write_tokenizer(vqvae: VQModel, arguments: VQGANArguments, name: str):
-    vqvae.save_pretrained(arguments.output_dir)
-    write_card(arguments.output_dir, arguments.card_facts(name, "tokenization"))
+def trained_tokenizer(run: VQGANRun, state: dict[str, torch.Tensor]) -> VQModel:
+    model = VQModelForTraining(
+        VQModel.from_config(run.vqgan.vqvae.config), normalize_codes=run.arguments.normalize_codes
+    )
+    model.load_state_dict({name: value for name, value in state.items() if not name.startswith("adversary.")})
+    return model.export()
+
+
+def write_tokenizer(folder: Path, vqvae: VQModel, run: VQGANRun, name: str):
+    vqvae.save_pretrained(folder)
+    write_card(folder, run.arguments.card_facts(name, "tokenization"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers_mage.command_line import group, parse_arguments, reports_errors
 from transformers_mage.data.sources import create_source
 from transformers_mage.data.views import ImageViews
+from transformers_mage.files import filled_aside
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import TrainingRun, create_accelerator
 
@@ -49,11 +50,12 @@ def main(argv: list[str] | None = None):
             loss = model(pixel_values=augmentation.of(batch)).loss
             run.update(loss, {"loss": loss.detach()})
 
-    state = run.finish()
-    if accelerator.is_main_process:
-        trained = ViTMAEForPreTraining(mae.config)
-        trained.load_state_dict(state)
-        trained.save_pretrained(arguments.output_dir)
+    with run.finished() as state:
+        if state is not None:
+            trained = ViTMAEForPreTraining(mae.config)
+            trained.load_state_dict(state)
+            with filled_aside(arguments.output_dir) as folder:
+                trained.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -265,6 +265,11 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
             is_ours = getattr(error, "errno", None) is None and _is_meant_for_users(error, main)
             raise SystemExit(str(error) if is_ours else f"The system refused: {error}") from error
         except (ImportError, ValueError, RuntimeError) as error:
+            if _is_of_lost_process(error):
+                raise SystemExit(
+                    "Another process of this run has ended, and this one cannot continue alone. The checkpoints are "
+                    "untouched."
+                ) from error
             if not _is_meant_for_users(error, main):
                 raise
             status = getattr(error, "exit_status", None)
@@ -279,6 +284,11 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
         PartialState().destroy_process_group()
 
     return run
+
+
+def _is_of_lost_process(error: Exception) -> bool:
+    """Whether processes could not talk to each other: gloo has no type of error for it."""
+    return any(f"Connection {what} by peer" in str(error) for what in ("closed", "reset"))
 
 
 def _is_meant_for_users(error: Exception, main: Callable[..., None]) -> bool:

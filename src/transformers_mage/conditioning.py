@@ -80,7 +80,7 @@ class GuidancePlan:
     interval: Sequence[float] = (0.0, 1.0)
 
     def __post_init__(self):
-        if self.schedule not in GUIDANCE_SCHEDULES:
+        if not isinstance(self.schedule, str) or self.schedule not in GUIDANCE_SCHEDULES:
             raise ValueError(f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {self.schedule!r}.")
         if not _is_interval(self.interval):
             raise ValueError(

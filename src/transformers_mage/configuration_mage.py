@@ -191,7 +191,7 @@ class MageConfig(PreTrainedConfig):
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, prefix + "hidden_size"), getattr(self, prefix + "num_attention_heads")
             if heads > 0 and width % heads:
-                divisors = [n for n in range(1, width + 1) if width % n == 0 and n <= 32]
+                divisors = [n for n in range(1, min(width, 32) + 1) if width % n == 0]
                 raise ValueError(
                     f"`{prefix}num_attention_heads` must divide `{prefix}hidden_size` ({width}), got {heads}. "
                     f"Any of {divisors} would do."
@@ -264,6 +264,8 @@ class MageConfig(PreTrainedConfig):
 
 
 def _height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(size, int) and len(size) != 2:
+        raise ValueError(f"`image_size` must be a side, or a height and a width, got {size}.")
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 

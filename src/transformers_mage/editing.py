@@ -61,6 +61,8 @@ def read_edit(
     """
     _check_what_changes(image, {"mask_image": mask_image, "padding": padding, "strength": strength})
     if image is None:
+        if feather is not None:
+            raise ValueError("`image` is missing: `feather` says how what is repainted in it is blended.")
         return None
     images = read_images("image", image, channels)
     masks = None if mask_image is None else read_masks("mask_image", mask_image, len(images))

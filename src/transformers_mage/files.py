@@ -50,6 +50,31 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         remove(aside)
 
 
+@contextmanager
+def filled_aside(folder: str | Path) -> Iterator[Path]:
+    """
+    A folder to write a model to, the files of which go to `folder` when all of them are there: what is in `folder`
+    is at no time half a model. Files of other names in it stay.
+    """
+    folder = Path(folder)
+    aside = folder / ".model.partial"
+    remove(aside)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        for file in files:
+            sync(file)
+        # What tells a loader that there is a model comes last.
+        for file in sorted(files, key=lambda file: file.suffix == ".json"):
+            target = folder / file.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+        sync(folder)
+    finally:
+        remove(aside)
+
+
 def replace(new: Path, old: Path):
     """Renames `new` to `old`, whatever `old` is. A folder, which cannot be replaced at once, is moved away first."""
     if old.is_dir() and not old.is_symlink():

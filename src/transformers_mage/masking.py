@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import whole_number
 from .configuration_mage import MageConfig
 
 
@@ -72,8 +73,14 @@ def sample_masks(
         sequence_length (`int`, *optional*): tokens an image; `config.sequence_length` by default.
         device (`torch.device`, *optional*): where the masks are wanted; the generator's device by default.
         per_image (`bool`): draw a ratio for each image. The original draws one for a step's whole batch.
+
+    Raises:
+        ValueError: for sizes that are not whole numbers of at least 1.
     """
-    length = sequence_length or config.sequence_length
+    batch_size = whole_number("batch_size", batch_size, least=1)
+    length = config.sequence_length
+    if sequence_length is not None:
+        length = whole_number("sequence_length", sequence_length, least=1)
     ratio = sample_mask_ratio(config, batch_size if per_image else 1, generator)
     noise = torch.rand(batch_size, length, generator=generator, device=ratio.device)
     num_masked = torch.ceil(length * ratio).long()[:, None]

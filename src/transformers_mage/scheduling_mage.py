@@ -194,9 +194,11 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             generator (`torch.Generator` or a list of them, one an image, *optional*): source of the noise.
 
         Raises:
-            ValueError: for a timestep that is not one of `timesteps`.
+            ValueError: for a timestep that is not one of `timesteps`, for logits and tokens that do not belong
+                together and, on the CPU, for logits that are not finite.
         """
         step_index = self._step_index(timestep)
+        _check_step(model_output, sample)
         if step_index == 0 or self._num_masked_at_start is None:
             self._num_masked_at_start = (sample == self.config.mask_token_id).sum(dim=1)
         noise = rand_tensor((sample.shape[0], 2, sample.shape[1]), generator, model_output.device)
@@ -371,6 +373,26 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         num_masked = math.floor(sample.shape[1] * MASKING_SCHEDULES[self.config.masking_schedule](done))
         rank = rand_tensor(sample.shape, generator, sample.device).argsort(dim=1).argsort(dim=1)
         return sample.masked_fill(rank < num_masked, self.config.mask_token_id)
+
+
+def _check_step(model_output: torch.Tensor, sample: torch.Tensor):
+    if sample.ndim != 2 or sample.is_floating_point() or sample.is_complex():
+        raise ValueError(
+            f"`sample` must be integers of shape (batch_size, sequence_length), got {sample.dtype} of shape "
+            f"{tuple(sample.shape)}."
+        )
+    if model_output.ndim != 3 or model_output.shape[:2] != sample.shape or not model_output.is_floating_point():
+        batch_size, length = sample.shape
+        raise ValueError(
+            f"`model_output` must be floating point of shape ({batch_size}, {length}, codebook_size), as `sample` has "
+            f"{length} tokens, got {model_output.dtype} of shape {tuple(model_output.shape)}."
+        )
+    # -inf rules a code out. NaN and +inf survive the maximum, and so does a position without any code.
+    on_host = model_output.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and not model_output.amax(dim=-1).isfinite().all():
+        raise ValueError(
+            "`model_output` must leave a code of finite likelihood at each position, got NaN or infinity."
+        )
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]):

@@ -16,7 +16,8 @@ from tests.in_process import MODEL_FLAGS
 from transformers_mage.data.token_cache import CachedTokens
 
 from .disturbing import TIMES, run_alone, said, start, wait_for_start
-from .fault_kills import same_tensors
+from .fault_kills import assert_same_tensors
+from .table import note_damage
 
 Script = Callable[[list[str]], None]
 
@@ -57,9 +58,9 @@ def test_damaged_checkpoints(train: Callable[..., None], tmp_path: Path):
         files = sorted(path for path in (folder / "checkpoint-9").rglob("*") if path.name != "manifest.json")
         kinds[damage(draw.choice(files), draw)] += 1
         assert run_alone(train, folder) == 0, said(folder)
-        assert same_tensors(folder / "model.safetensors", tmp_path / "once" / "model.safetensors")
+        assert_same_tensors(folder / "model.safetensors", tmp_path / "once" / "model.safetensors")
         shutil.rmtree(folder)
-    print(kinds)
+    note_damage("checkpoints, the newest", kinds, TIMES)
 
 
 def test_damaged_caches(cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path):
@@ -73,7 +74,7 @@ def test_damaged_caches(cache_tokens: Script, image_folder: Path, tokenizer_fold
         kinds[damage(draw.choice(files), draw)] += 1
         assert run_alone(lambda folder: cache_tokens([*flags, folder]), folder) == 0
         assert torch.equal(CachedTokens(folder / "train").__getitems__(list(range(24))).input_ids, before)
-    print(kinds)
+    note_damage("token caches, any shard", kinds, TIMES)
 
 
 @pytest.fixture
@@ -99,9 +100,10 @@ def test_a_full_disk(train: Callable[..., None], small_disk: Path, tmp_path: Pat
         shutil.rmtree(small_disk / "run")
     assert run_alone(train, small_disk / "run") == 0, said(small_disk / "run")
     assert run_alone(train, tmp_path / "once") == 0
-    assert same_tensors(small_disk / "run" / "model.safetensors", tmp_path / "once" / "model.safetensors")
+    assert_same_tensors(small_disk / "run" / "model.safetensors", tmp_path / "once" / "model.safetensors")
     for line in (small_disk / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+    note_damage("training", {"full disk": 1}, 1)
 
 
 def test_two_runs_at_once(train: Callable[..., None], tmp_path: Path):
@@ -119,3 +121,4 @@ def test_two_runs_at_once(train: Callable[..., None], tmp_path: Path):
         first.join(120)
         assert first.exitcode == 0
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 5
+    note_damage("folders of a training", {"second run": number + 1}, number + 1)

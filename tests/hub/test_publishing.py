@@ -95,13 +95,14 @@ def test_a_failed_push_does_not_stop_the_training(
 ):
     publisher = Publisher(tmp_path, Publication("others/model", "every_save"))
     with caplog.at_level(logging.WARNING):
-        publisher.publish_checkpoint(1, lambda: None)
+        publisher.publish_checkpoint(1, lambda folder: None)
         publisher._push.exception()
-        publisher.publish_checkpoint(2, lambda: None)
+        publisher.publish_checkpoint(2, lambda folder: None)
 
     assert "The last push failed" in caplog.text
+    publisher.write(lambda folder: (folder / "config.json").write_text("{}"))
     with pytest.raises(OSError, match="is written, but could not be pushed: The token may not change others/model"):
-        publisher.publish(lambda: (tmp_path / "config.json").write_text("{}"))
+        publisher.push()
     assert (tmp_path / "config.json").exists()
 
 

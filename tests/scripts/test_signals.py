@@ -1,6 +1,7 @@
 """Signals to a training run: what was learned is saved, or it is said that it is not; and nothing is left behind."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -13,8 +14,10 @@ import pytest
 from accelerate import Accelerator
 
 from tests.in_process import MODEL_FLAGS, in_child
+from transformers_mage import MagePipeline
 from transformers_mage.data.streamed import Lane
 from transformers_mage.training.run import TrainingRun
+from transformers_mage.training.stopping import StopSignals
 
 Script = Callable[[list[str]], None]
 LATEST = "Resume with `--resume_from_checkpoint latest`."
@@ -143,6 +146,59 @@ def test_a_save_that_failed_is_a_failure(train_mage: Script, flags: list[str], t
     status, said = outcome(train_mage, flags, tmp_path, prepare)
     assert status == 1
     assert said == "Stopped by SIGTERM after 3 updates, which could not be saved: there is no checkpoint."
+
+
+def disturb_writing(number: int):
+    """The signal comes when half of the model's folder is written."""
+    original = MagePipeline.save_pretrained
+
+    def save(pipe: MagePipeline, folder: Path):
+        original(pipe, folder)
+        (Path(folder) / "config.json").unlink()
+        os.kill(os.getpid(), number)
+        original(pipe, folder)
+
+    MagePipeline.save_pretrained = save
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, force=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_model_that_is_being_written_is_completed(
+    train_mage: Script, flags: list[str], tmp_path: Path, number: int, name: str
+):
+    status, _ = outcome(train_mage, flags, tmp_path, lambda: disturb_writing(number))
+    assert status == 0
+    said = (tmp_path / "stderr").read_text()
+    assert f"{name} came at the end: the model in {tmp_path / 'run'} is complete." in said
+    assert MagePipeline.from_pretrained(tmp_path / "run")(num_inference_steps=2).images
+
+
+def test_a_model_that_could_not_be_written_whole_is_not_there_at_all(
+    train_mage: Script, flags: list[str], tmp_path: Path
+):
+    def train(prepare: Callable[[], None]) -> int:
+        return in_child(run_in_session, train_mage, [*flags, "--resume_from_checkpoint", "latest"], tmp_path, prepare)
+
+    assert train(lambda: disturb_writing(signal.SIGKILL)) == -signal.SIGKILL
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert checkpoints(tmp_path / "run") == ["checkpoint-9"]
+    assert train(lambda: None) == 0
+    assert MagePipeline.from_pretrained(tmp_path / "run")(num_inference_steps=2).images
+    assert not list((tmp_path / "run").glob(".*.partial"))
+
+
+def test_an_agent_passes_on_what_the_terminal_has_sent_already(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C under `torchrun` or `accelerate launch` reaches a process twice, which is no second Ctrl-C."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    signals = StopSignals()
+    with signals.noted():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.name == "Ctrl-C"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_second_ctrl_c_does_not_wait(train_mage: Script, flags: list[str], tmp_path: Path):

@@ -3,7 +3,7 @@
 import io
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ class Setting:
         batch_size (`int`): images in a call.
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
-        encoder_keep_share (`float`, *optional*): of `generate`; see [`MagePipeline`].
+        encoder_keep_share, full_steps: of `generate`; see [`MagePipeline`].
         is_compiled (`bool`): whether the pipeline compiles its steps.
         num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
@@ -52,6 +52,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
     num_inference_steps: int = 20
     encoder_keep_share: float | None = None
+    full_steps: int | Sequence[int] = 1
     is_compiled: bool = False
     num_workers: int = 0
     jpeg_size: tuple[int, int] = (375, 500)
@@ -157,7 +158,7 @@ def generate(setting: Setting) -> Run:
     if isinstance(model, PlainMage):
         return lambda: _generate_plainly(setting)
     scheduler = MageScheduler(model.config.mask_token_id)
-    pipe = MagePipeline(model, scheduler, encoder_keep_share=setting.encoder_keep_share)
+    pipe = MagePipeline(model, scheduler, encoder_keep_share=setting.encoder_keep_share, full_steps=setting.full_steps)
     pipe.set_progress_bar_config(disable=True)
     if setting.is_compiled:
         pipe.compile()

@@ -1,7 +1,7 @@
 """Opens one split of any data set, a folder, files, shards or a name on the Hub, and finds its columns."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -157,16 +158,57 @@ def _load_any(spec: DatasetSpec) -> Dataset | IterableDataset:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         dataset = _split_of(load_from_disk(name), split)
         return dataset.to_iterable_dataset(num_shards=min(len(dataset), 64)) if streaming else dataset
-    for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
+    for suffix, load in ((".parquet", _load_parquet), (".tar", _load_shards)):
         files = _files_by_split(name, suffix)
         if files:
             found = _found_split(split, files)
-            return load_dataset(builder, data_files={found: files[found]}, split=found, streaming=streaming)
+            return load({found: files[found]}, found, streaming)
     if folder.is_dir():
         splits = load_dataset("imagefolder", data_dir=name, split=split, streaming=streaming)
     else:
         splits = _load_by_name(spec)
     return splits if split else splits[_found_split(split, splits)]
+
+
+def _load_parquet(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
+    return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+
+
+class ImageShards(WebDataset):
+    """
+    What `datasets` reads of tar files, but for samples that hold a `.png` where the first one holds a `.jpg`, or the
+    like: their image is in the same column, where `datasets` refuses or leaves them out.
+    """
+
+    def _split_generators(self, dl_manager: Any) -> list:
+        try:
+            return super()._split_generators(dl_manager)
+        except ValueError:
+            # Samples that are not all alike say nothing about each other, but the first one does.
+            self.NUM_EXAMPLES_FOR_FEATURES_INFERENCE = 1
+            return super()._split_generators(dl_manager)
+
+    def _generate_examples(self, tar_paths: list, tar_iterators: list) -> Iterator[tuple[Any, dict[str, Any]]]:
+        columns = [name for name, feature in self.info.features.items() if isinstance(feature, datasets.Image)]
+        for key, example in super()._generate_examples(tar_paths, tar_iterators):
+            others = [name for name in example if name not in self.info.features]
+            if len(columns) == 1 and example[columns[0]] is None:
+                example[columns[0]] = self._image_in(example, others)
+            for name in others:
+                del example[name]
+            yield key, example
+
+    def _image_in(self, example: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+        found = next((name for name in names if name.rpartition(".")[2].lower() in self.IMAGE_EXTENSIONS), None)
+        return None if found is None else {"path": f"{example['__key__']}.{found}", "bytes": example[found]}
+
+
+def _load_shards(files: dict[str, list[str]], split: str, streaming: bool) -> Dataset | IterableDataset:
+    builder = ImageShards(dataset_name="shards", data_files=files)
+    if streaming:
+        return builder.as_streaming_dataset(split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split)
 
 
 def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:

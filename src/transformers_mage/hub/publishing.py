@@ -1,6 +1,7 @@
 """What becomes of a trained model: its folder with a card and, where it is asked for, a repository on the Hub."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from ..carried_code import write_code
-from ..hub_folders import check_repository, push_folder
+from ..files import filled_aside
+from ..hub_folders import check_repository, push_folder, remove_other_weights
 
 logger = logging.getLogger(__name__)
 
+# Writes a model to a folder.
+Write = Callable[[Path], None]
+CARD = "README.md"
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 
 
@@ -94,27 +99,33 @@ class Publisher:
         """Whether the last push is over: until then its files stay as they are."""
         return self._push is None or self._push.done()
 
-    def publish_checkpoint(self, step: int, write: Callable[[], None], checkpoint: Path | None = None):
+    def publish_checkpoint(self, step: int, write: Write, checkpoint: Path | None = None):
         """Writes the folder and sends it off; what goes wrong on the way is told and does not stop the training."""
         self._tell_trouble()
         # New models draw their weights before they are given others, and the training must not notice.
         with torch.random.fork_rng(devices=[]):
-            write()
-        self._complete()
+            self._fill(write)
         also = self._checkpoint_files(checkpoint)
         self._push = self._background.submit(self._send, f"Training in progress, step {step}", also)
 
-    def publish(self, write: Callable[[], None]):
+    def write(self, write: Write):
         """
-        Writes the folder, and sends it off if it goes anywhere.
+        Writes the folder. It is at no time half a model's.
+
+        Args:
+            write (`Callable`): writes the model to the folder that it is given.
+        """
+        if self._push is not None:
+            self._push.exception()
+        self._fill(write)
+
+    def push(self):
+        """
+        Sends the folder off if it goes anywhere.
 
         Raises:
             OSError: in one line, where it could not be sent. The folder is complete then.
         """
-        if self._push is not None:
-            self._push.exception()
-        write()
-        self._complete()
         if self.publication.repo_id is None:
             return
         try:
@@ -123,9 +134,15 @@ class Publisher:
             raise OSError(f"{self.folder} is written, but could not be pushed: {error}") from error
         logger.info("Pushed to %s.", address)
 
-    def _complete(self):
-        if self.publication.carries_code:
-            write_code(self.folder)
+    def _fill(self, write: Write):
+        with filled_aside(self.folder) as aside:
+            # One that somebody wrote stays.
+            if (self.folder / CARD).exists():
+                shutil.copyfile(self.folder / CARD, aside / CARD)
+            write(aside)
+            if self.publication.carries_code:
+                write_code(aside)
+        remove_other_weights(self.folder)
 
     def _send(self, message: str, also: tuple[str, ...]) -> str:
         to = self.publication

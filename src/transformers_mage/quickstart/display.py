@@ -10,6 +10,9 @@ from tqdm import auto, std
 
 from ..progress import SECONDS_BETWEEN_LINES, told_to
 
+# Of stages that were planned for less in all, the pace tells nothing.
+SECONDS_OF_A_PACE = 60.0
+
 
 class StageDisplay:
     """
@@ -25,6 +28,7 @@ class StageDisplay:
         self.names = list(seconds)
         self.is_shown = is_shown
         self.stage: str | None = None
+        self.taken = self.planned = 0.0
         self.started = self.said = time.perf_counter()
         is_terminal = is_shown and sys.stderr.isatty()
         self.line = auto.tqdm(total=0, bar_format="{desc}", leave=False) if is_terminal else None
@@ -37,7 +41,9 @@ class StageDisplay:
         self._say(f"{self._place()}: about {_clock(self.seconds.get(stage, 0))}, then {_clock(self._after())} more")
         with told_to(self):
             yield
-        self._say(f"{self._place()}: done in {_clock(time.perf_counter() - self.started)}")
+        taken = time.perf_counter() - self.started
+        self.taken, self.planned = self.taken + taken, self.planned + self.seconds.get(stage, 0)
+        self._say(f"{self._place()}: done in {_clock(taken)}")
 
     def __call__(self, bar: std.tqdm):
         """Takes what a progress bar tells."""
@@ -46,8 +52,9 @@ class StageDisplay:
         now = time.perf_counter()
         share = f" {bar.n / bar.total:.0%}" if bar.total else f" {bar.n}"
         details = f", {bar.postfix}" if bar.postfix else ""
-        left = max(self.seconds.get(self.stage, 0) - (now - self.started), 0) + self._after()
-        text = f"{self._place()}: {(bar.desc or '').rstrip(': ')}{share}{details}; about {_clock(left)} left"
+        text = (
+            f"{self._place()}: {(bar.desc or '').rstrip(': ')}{share}{details}; about {_clock(self._left(bar))} left"
+        )
         if self.line is not None:
             self.line.set_description_str(text)
         elif now - self.said > SECONDS_BETWEEN_LINES:
@@ -62,11 +69,19 @@ class StageDisplay:
         number = self.names.index(stage) + 1 if stage in self.names else 0
         return f"[{number}/{len(self.names)}] {stage}"
 
+    def _left(self, bar: std.tqdm) -> float:
+        """Seconds to the end of all stages: as planned or, where this one is later, as fast as its bar moves."""
+        rate = bar.format_dict["rate"]
+        of_bar = (bar.total - bar.n) / rate if bar.total and rate else 0.0
+        planned = self.seconds.get(str(self.stage), 0) - (time.perf_counter() - self.started)
+        return max(planned, of_bar) + self._after()
+
     def _after(self) -> float:
-        """Seconds of the stages after this one."""
+        """Seconds of the stages after this one, at the pace of those before it."""
         if self.stage not in self.names:
             return 0.0
-        return sum(self.seconds[name] for name in self.names[self.names.index(self.stage) + 1 :])
+        pace = self.taken / self.planned if self.planned > SECONDS_OF_A_PACE else 1.0
+        return pace * sum(self.seconds[name] for name in self.names[self.names.index(self.stage) + 1 :])
 
     def _say(self, text: str):
         if not self.is_shown:

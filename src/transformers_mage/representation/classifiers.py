@@ -1,4 +1,4 @@
-"""Classifiers on MAGE's encoder: loaded from any folder, made of a probe, written and published."""
+"""Classifiers on MAGE's encoder: loaded from any folder, made of a probe, and written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +149,7 @@ def save_classifier(model: MageForImageClassification, processor: CLIPImageProce
     processor.save_pretrained(folder)
 
 
-def publish_classifier(
+def write_classifier(
     model: MageForImageClassification,
     processor: CLIPImageProcessorPil,
     result: Result,
@@ -158,22 +158,21 @@ def publish_classifier(
     facts: CardFacts,
 ):
     """
-    Writes the folder of a classifier, with a card that shows what it takes some validation images for, and pushes it
-    where that is asked for.
+    Writes the folder of a classifier, with a card that shows what it takes some validation images for.
 
     Args:
         result ([`Result`]): how good it is.
         facts ([`CardFacts`]): what else the card tells.
     """
 
-    def write():
+    def write(folder: Path):
         model.eval()
-        save_classifier(model, processor, publisher.folder)
+        save_classifier(model, processor, folder)
         facts.samples = classifier_gallery(model, processor, _examples(validation, len(processor.image_mean)))
         facts.results = [_measured(result)]
-        write_card(publisher.folder, facts)
+        write_card(folder, facts)
 
-    publisher.publish(write)
+    publisher.write(write)
 
 
 def _examples(images: LabelledImages, channels: int) -> list:

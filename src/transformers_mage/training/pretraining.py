@@ -171,6 +171,9 @@ def build_model(values: dict, tokenizer: VQModel) -> MageForMaskedImageModeling:
     Raises:
         ValueError: for values that make no model.
     """
+    attention = values.get("attn_implementation")
+    if attention is not None and not isinstance(attention, str):
+        raise ValueError(f"`model.attn_implementation` must be a name, got {attention!r}.")
     decided = {
         "codebook_size": tokenizer.config.num_vq_embeddings,
         "patch_size": 2 ** (len(tokenizer.config.block_out_channels) - 1),
@@ -224,6 +227,7 @@ def save_model(
 
 
 def write_generator(
+    folder: Path,
     state: dict[str, torch.Tensor],
     config: MageConfig,
     tokenizer: VQModel,
@@ -232,5 +236,5 @@ def write_generator(
     representation_encoder: PreTrainedModel | None = None,
 ):
     """Writes the folder of a pre-trained model, with a card that shows what it makes."""
-    pipe = save_model(state, config, tokenizer, arguments.output_dir, representation_encoder)
-    write_card(arguments.output_dir, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))
+    pipe = save_model(state, config, tokenizer, folder, representation_encoder)
+    write_card(folder, arguments.card_facts(name, "generation", config, sample_gallery(pipe)))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -127,12 +128,12 @@ class TrainingRun(Generic[Model]):
         """Makes the update that was made last the run's last one. All processes call it, from a [`call_every`]."""
         self.total_steps = self.progress.step
 
-    def publish_checkpoints(self, publisher: Publisher, write: Callable[[dict[str, torch.Tensor]], None]):
+    def publish_checkpoints(self, publisher: Publisher, write: Callable[..., None]):
         """
         Lets the model so far follow each checkpoint to the Hub, where `--hub_strategy` says so. All processes call it.
 
         Args:
-            write (`Callable`): writes the folder of the model with these weights.
+            write (`Callable`): takes a folder and `state`, the weights, and writes the model with them to it.
         """
 
         def publish():
@@ -144,7 +145,7 @@ class TrainingRun(Generic[Model]):
                 state = self.accelerator.get_state_dict(self.model)
             if self.accelerator.is_main_process:
                 checkpoint = Path(self.arguments.output_dir, f"{PREFIX}{self.progress.step}")
-                publisher.publish_checkpoint(self.progress.step, lambda: write(state), checkpoint)
+                publisher.publish_checkpoint(self.progress.step, partial(write, state=state), checkpoint)
 
         if publisher.publication.follows_checkpoints:
             self.after_saving.append(publish)
@@ -444,16 +445,33 @@ class TrainingRun(Generic[Model]):
         if self.accelerator.is_main_process and self.progress_bar.disable:
             logger.info(f"Update {self.progress.step} of {self.total_steps}: {text}")
 
-    def finish(self) -> dict[str, torch.Tensor] | None:
-        """Closes the trackers. Gives the main process the trained weights, averaged if there is an average."""
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[dict[str, torch.Tensor] | None]:
+        """
+        Closes the trackers. Gives the main process the trained weights, averaged if there is an average, and keeps
+        the folder, and signals waiting, while the model is written.
+
+        Raises:
+            InterruptedRunError: when it is written, if a signal came and the model should go to the Hub next.
+        """
         self.progress_bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if self.ema is not None:
-            self.ema.copy_to(self.trained_parameters())
-        state = self.accelerator.get_state_dict(self.model)
+        with self.signals.noted():
+            if self.ema is not None:
+                self.ema.copy_to(self.trained_parameters())
+            state = self.accelerator.get_state_dict(self.model)
+            yield state if self.accelerator.is_main_process else None
         self.folder_lock.close()
-        return state if self.accelerator.is_main_process else None
+        if self.signals.received is not None and self.accelerator.is_main_process:
+            self._end_late()
+
+    def _end_late(self):
+        """After a signal that came when the training was over."""
+        what = f"{self.signals.name} came at the end: the model in {self.arguments.output_dir} is complete"
+        if self.arguments.push_to_hub:
+            raise InterruptedRunError(f"{what}, but was not pushed.", self.signals.exit_status)
+        logger.info(f"{what}.")
 
 
 def _of_worker(error: Exception) -> str:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from ..command_line import EXIT_CTRL_C
+from ..processes import is_under_agent
 
 # What a cluster may requeue on: EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 75
@@ -30,8 +31,11 @@ class NonFiniteLossError(RuntimeError):
     """A loss that is infinite or NaN, so that nothing after it is worth keeping."""
 
 
-class WaitBrokenOffError(Exception):
-    """A signal came while waiting."""
+class WaitBrokenOffError(BaseException):
+    """
+    A signal came while waiting. It is no `Exception`, since it may be raised anywhere in what is waited for, which
+    would take it for a broken image, or for a read to be tried again.
+    """
 
 
 def has_stopped_falling(losses: Sequence[float], patience: int) -> bool:
@@ -42,6 +46,8 @@ def has_stopped_falling(losses: Sequence[float], patience: int) -> bool:
 class StopSignals:
     """
     Notes SIGTERM, SIGUSR1 and Ctrl-C, for the run to end where nothing is half done. A second Ctrl-C does not wait.
+    Under `torchrun` and `accelerate launch` each arrives twice, from the terminal and from the agent, which counts as
+    one.
 
     Attributes:
         received (`signal.Signals`, *optional*): the signal that came.
@@ -50,6 +56,7 @@ class StopSignals:
     def __init__(self):
         self.received: signal.Signals | None = None
         self._may_break_off = False
+        self._patience = 2 if is_under_agent() else 1
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -92,8 +99,11 @@ class StopSignals:
         return "Ctrl-C" if self.received is signal.SIGINT else self.received.name
 
     def _note(self, number: int, frame: object):
-        if self.received is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        if number == signal.SIGINT:
+            self._patience -= 1
+            if self._patience < 0:
+                raise KeyboardInterrupt
+        # An agent passes on what it was told after it was told so itself: the first one says why the run ends.
+        self.received = self.received or signal.Signals(number)
         if self._may_break_off:
             raise WaitBrokenOffError

@@ -80,6 +80,7 @@ def build_diffusion(
 
 
 def write_diffusion(
+    folder: Path,
     state: dict[str, torch.Tensor],
     diffusion: RepresentationDiffusionModel,
     pipe: MagePipeline | None,
@@ -90,6 +91,7 @@ def write_diffusion(
     Writes the trained diffusion: with the model that it draws for, as one pipeline with a card; or alone.
 
     Args:
+        folder (`Path`): where to.
         state (`dict`): trained weights of [`RepresentationDiffusionForTraining`].
         diffusion ([`RepresentationDiffusionModel`]): what has the configuration.
         pipe ([`MagePipeline`], *optional*): of the model that it draws for.
@@ -99,9 +101,9 @@ def write_diffusion(
     written = RepresentationDiffusionModel.from_config(diffusion.config)
     written.load_state_dict({key.removeprefix("diffusion."): value for key, value in state.items()})
     if pipe is None:
-        written.save_pretrained(Path(arguments.output_dir))
+        written.save_pretrained(folder)
         return
     pipe.register_modules(representation_model=written.eval(), representation_scheduler=DDIMScheduler(**DDIM_SETTINGS))
-    pipe.save_pretrained(arguments.output_dir)
+    pipe.save_pretrained(folder)
     facts = arguments.card_facts(name, "generation", pipe.model.config, sample_gallery(pipe))
-    write_card(arguments.output_dir, facts)
+    write_card(folder, facts)
