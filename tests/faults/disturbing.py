@@ -89,7 +89,7 @@ class Scenario:
         wait_for_start(child, folder)
         child.join(after)
         sent = child.is_alive() and send(child.pid, number, target)
-        child.join(300)
+        child.join(1800)
         check_left_behind(child, folder)
         if child.exitcode == 0:
             return False
@@ -115,7 +115,7 @@ def duration(run: Run, folder: Path) -> float:
 
 def run_alone(run: Run, folder: Path) -> int:
     child = start(run, folder)
-    child.join(600)
+    child.join(3600)
     check_left_behind(child, folder)
     return child.exitcode
 

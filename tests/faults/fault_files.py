@@ -245,7 +245,7 @@ def test_two_at_once(model: Path, colours: Path, tmp_path: Path, name: str):
     for child, place in children:
         wait_for_start(child, place)
     for child, _ in children:
-        child.join(300)
+        child.join(1800)
     ends = sorted(child.exitcode for child, _ in children)
     text = "".join(said(place) for _, place in children)
     assert "Traceback" not in text, text
@@ -261,7 +261,7 @@ def test_two_conversions_at_once(tmp_path: Path):
         for number in range(2)
     ]
     for child in children:
-        child.join(300)
+        child.join(1800)
     text = "".join(said(tmp_path / f"log-{number}" / "out") for number in range(2))
     assert "Traceback" not in text, text
     assert 0 in [child.exitcode for child in children], text

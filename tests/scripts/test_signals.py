@@ -15,7 +15,8 @@ import pytest
 from accelerate import Accelerator
 
 from tests.in_process import MODEL_FLAGS, in_child
-from transformers_mage import MagePipeline, image_inputs
+from transformers_mage import MagePipeline
+from transformers_mage.data import views
 from transformers_mage.data.streamed import Lane
 from transformers_mage.training.run import TrainingRun
 from transformers_mage.training.stopping import StopSignals
@@ -134,15 +135,15 @@ def test_a_pause_between_attempts_does_not_hold_a_signal_up(train_mage: Script, 
 
 def signal_at_image(number: int):
     """The signal comes while an image is decoded, where anything that is raised makes it a broken one."""
-    original, calls = image_inputs.open_image, []
+    original, calls = views.opened, []
 
-    def open_image(*args, **kwargs):
-        calls.append(args)
+    def opened(image: object):
+        calls.append(image)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args, **kwargs)
+        return original(image)
 
-    image_inputs.open_image = open_image
+    views.opened = opened
 
 
 def test_an_image_that_a_signal_interrupts_is_not_a_broken_one(train_mage: Script, flags: list[str], tmp_path: Path):
