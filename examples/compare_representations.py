@@ -26,17 +26,8 @@ from transformers import AutoImageProcessor, ViTMAEModel, set_seed
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from transformers_mage import MageForMaskedImageModeling
-from transformers_mage.data.labels import draw_subset
 from transformers_mage.hub.cards import replace_block
-from transformers_mage.representation import (
-    ClassificationArguments,
-    Result,
-    fit_best_probe,
-    nearest_neighbour_scores,
-    save_results,
-    score,
-    table,
-)
+from transformers_mage.representation import ClassificationArguments, Result, comparing, save_results, table
 from transformers_mage.representation.probing import normalize
 
 NUM_SEEDS = 3
@@ -211,22 +202,18 @@ def probe_features(features: dict[str, dict[str, torch.Tensor]], dataset: Datase
     Args:
         features: (num_images, hidden_size) of each split, by what they are features of.
     """
-    labels = {split: torch.tensor(dataset[split]["label"][:]) for split in SPLITS}
+    known, unknown = (
+        comparing.DescribedImages(
+            {what: values[split] for what, values in features.items()}, torch.tensor(dataset[split]["label"][:])
+        )
+        for split in SPLITS
+    )
     num_classes = dataset["train"].features["label"].num_classes
     results = []
     for shots in SETS[name].shots:
         for seed in range(NUM_SEEDS):
             arguments = ClassificationArguments(dataset_name=name, shots_per_class=[shots], seed=seed)
-            rows = torch.from_numpy(draw_subset(labels["train"], arguments.shots, seed=seed))
-            for what, values in features.items():
-                known, classes = values["train"][rows], labels["train"][rows]
-                scores = {
-                    "linear probe": fit_best_probe(known, classes, num_classes, seed=seed)(values["test"]),
-                    "k-NN": nearest_neighbour_scores(known, classes, values["test"], num_classes),
-                }
-                for method, logits in scores.items():
-                    accuracy = score(logits, labels["test"])
-                    results.append(Result.of(arguments, f"{what}: {method}", len(rows), accuracy))
+            results += comparing.probe_features(known, unknown, num_classes, arguments)
     return results
 
 

@@ -61,6 +61,7 @@ class BenchmarkArguments:
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
     encoder_keep_share: float | None = argument(None, "Least share of the tokens that the encoder of `generate` sees.")
+    full_steps: int = argument(1, "Every how many steps of `generate` compute all tokens.")
     dataloader_num_workers: int = argument(0, "Processes that load, in `extract`, `load-tokens` and `load-jpegs`.")
     jpeg_size: list[int] = field(
         default_factory=lambda: [375, 500],
@@ -82,7 +83,7 @@ class BenchmarkArguments:
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
-        check_numbers(self, "batch_size num_inference_steps repetitions threads", at_least=1)
+        check_numbers(self, "batch_size num_inference_steps full_steps repetitions threads", at_least=1)
         check_numbers(self, "warmup dataloader_num_workers", at_least=0)
         if self.batch_size % max(self.dataloader_num_workers, 1):
             raise ValueError(
@@ -132,7 +133,8 @@ def measure(
     is_counted, flops = workload not in ON_HOST, None
     if is_counted:
         model = meta_model(arguments.size)
-        flops = count_flops(workload, model, arguments.num_inference_steps, arguments.encoder_keep_share)
+        savings = (arguments.encoder_keep_share, arguments.full_steps)
+        flops = count_flops(workload, model, arguments.num_inference_steps, *savings)
     measurements = [
         Measurement(
             workload,
@@ -153,6 +155,7 @@ def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.
         "batch_size": arguments.batch_size,
         "num_inference_steps": arguments.num_inference_steps,
         "encoder_keep_share": arguments.encoder_keep_share,
+        "full_steps": arguments.full_steps,
         "num_workers": arguments.dataloader_num_workers,
         "jpeg_size": tuple(arguments.jpeg_size),
     }

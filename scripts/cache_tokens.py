@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from diffusers import VQModel
-from tqdm.auto import tqdm
 
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.arguments import DataArguments, TokenizerArguments
@@ -39,6 +38,7 @@ from transformers_mage.data.tokenization import (
 )
 from transformers_mage.data.views import ImageViews
 from transformers_mage.files import FolderError, explains_full_disk, fingerprint, locked, written_aside
+from transformers_mage.progress import terminal_bar
 
 
 @dataclass
@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None):
     with lock, explains_full_disk(folder):
         todo = prepare_folder(folder, metadata, tokenizer, accelerator)
         num_images, num_skipped = 0, 0
-        for index in tqdm(todo, desc="Encoding shards", disable=None if accelerator.is_local_main_process else True):
+        is_hidden = None if accelerator.is_local_main_process else True
+        for index in terminal_bar(todo, desc="Encoding shards", disable=is_hidden):
             shard, skipped = encode_shard(
                 dataset.shard(metadata.num_shards, index),
                 lambda pixels: tokenize(tokenizer, pixels.to(accelerator.device).float() / 255),

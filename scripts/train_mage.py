@@ -50,6 +50,7 @@ from transformers_mage.training.representations.encoding import (
 )
 from transformers_mage.training.resuming import check_output_dir
 from transformers_mage.training.run import TrainingRun, create_accelerator
+from transformers_mage.training.stopping import has_stopped_falling
 from transformers_mage.training.token_source import (
     TokenArguments,
     class_values,
@@ -82,6 +83,9 @@ class MageArguments(RepresentationArguments, TokenizerArguments, TokenArguments)
     validation_split: str | None = argument(None, "Held-out split, for a loss at fixed masks.")
     validation_steps: int = argument(1000, "Updates between looks at the held-out split.")
     max_validation_samples: int = argument(2048, "Held-out images to look at.")
+    early_stopping_patience: int | None = argument(
+        None, "Stop when so many looks at the held-out split in a row were worse than the best one."
+    )
     sample_steps: int = argument(0, "Updates between pictures of samples and reconstructions; 0 makes none.")
     num_inference_steps: int = argument(20, "Decoding steps of the samples.")
 
@@ -89,7 +93,9 @@ class MageArguments(RepresentationArguments, TokenizerArguments, TokenArguments)
         super().check()
         check_numbers(self, "contrastive_weight validation_steps sample_steps", at_least=0)
         check_numbers(self, "contrastive_temperature", more_than=0)
-        check_numbers(self, "max_validation_samples num_inference_steps", at_least=1)
+        check_numbers(self, "max_validation_samples num_inference_steps early_stopping_patience", at_least=1)
+        if self.early_stopping_patience and not self.validation_split:
+            raise ValueError("`--early_stopping_patience` needs a held-out split: say `--validation_split NAME`.")
         self.tokenizer_name_or_path = self.tokenizer_name_or_path or self.pretrained_model_name_or_path
         if self.validation_split is not None:
             check_inside(self.output_dir, self.validation_split, "--validation_split")
@@ -130,10 +136,7 @@ def main(argv: list[str] | None = None):
     run = TrainingRun(arguments, source, accelerator, arguments.num_views * training_flops(config))
     model = run.prepare(MageForPreTraining(mage, arguments.contrastive_weight, arguments.contrastive_temperature))
     if held_out is not None:
-        run.call_every(
-            arguments.validation_steps,
-            lambda: run.log(evaluate(model, held_out, arguments.train_batch_size, accelerator, encode.represent)),
-        )
+        run.call_every(arguments.validation_steps, lambda: validate(run, model, held_out, encode))
     run.call_every(arguments.sample_steps, lambda: draw_pictures(run, encode, held_out))
     publisher = Publisher.of(arguments, accelerator)
     write = partial(
@@ -203,6 +206,14 @@ def create_model(
     if arguments.freeze_encoder:
         freeze_encoder(mage)
     return mage
+
+
+def validate(run: TrainingRun, model: torch.nn.Module, held_out: torch.Tensor, encode: BatchEncoder):
+    """Logs a loss on held-out tokens, and ends the run where that has long been lower."""
+    run.log(evaluate(model, held_out, run.arguments.train_batch_size, run.accelerator, encode.represent))
+    patience = run.arguments.early_stopping_patience
+    if patience and has_stopped_falling(run.logged("validation_loss"), patience):
+        run.end_early()
 
 
 def draw_pictures(run: TrainingRun, encode: BatchEncoder, held_out: torch.Tensor | None):

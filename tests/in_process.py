@@ -30,7 +30,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def load_script(name: str) -> Callable[[list[str]], None]:
-    """`main` of scripts/NAME.py, made to start afresh each time."""
+    """`main` of scripts/NAME.py, made to start afresh each time; its names are in `module`."""
     module = load_module(name)
 
     def run(argv: list[str]):
@@ -38,6 +38,7 @@ def load_script(name: str) -> Callable[[list[str]], None]:
         GradientState._reset_state()
         module.main([str(word) for word in argv])
 
+    run.module = vars(module)
     return run
 
 

@@ -74,6 +74,18 @@ def test_pipeline(small_config, backend):
         torch.testing.assert_close(made, images, rtol=1e-5, atol=1e-5)
 
 
+def test_pipeline_that_computes_less(small_config):
+    model = shallow(small_config).eval()
+    scheduler = MageScheduler(model.config.mask_token_id, num_inference_steps=5)
+    pipe = MagePipeline(model, scheduler, encoder_keep_share=0.5, full_steps=2)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(2, generator=seeded(), output_type="latent").images
+
+    pipe.compile(backend=BACKEND)
+
+    assert torch.equal(pipe(2, generator=seeded(), output_type="latent").images, expected)
+
+
 @pytest.mark.parametrize(
     "choice",
     [

@@ -68,6 +68,17 @@ def test_generation(small_config, order, generators):
     assert pipe(2, num_inference_steps=3, output_type="pt").images.shape == (2, 3, 32, 32)
 
 
+def test_generation_that_computes_less(small_config):
+    scheduler = MageScheduler(small_config.mask_token_id, num_inference_steps=4)
+    pipe = MagePipeline(on_meta(small_config).eval(), scheduler, encoder_keep_share=0.5, full_steps=2)
+    pipe.set_progress_bar_config(disable=True)
+
+    with NoWaiting():
+        tokens = pipe(2, generator=[torch.Generator(), torch.Generator()], output_type="latent").images
+
+    assert tokens.shape == (2, 8, 8)
+
+
 def test_training(small_config):
     model = MageForPreTraining(on_meta(small_config), contrastive_weight=0.1).to(META).train()
     averages = Averages(SimpleNamespace(device=META))

@@ -29,6 +29,11 @@ BELOW = {
     "training": {*MODEL, "command_line", "data", "image_networks", "metrics", "hub"},
     "representation": {*MODEL, "command_line", "data", "metrics", "training", "hub"},
     "conversion": {*MODEL, "command_line", "data", "hub"},
+    "quickstart": {
+        *MODEL,
+        *("command_line", "image_networks", "data", "sampling", "metrics", "hub", "training", "representation"),
+        "benchmarking",
+    },
     "benchmarking": {*MODEL, "command_line", "data", "metrics", "representation", "sampling", "training"},
 }
 # The command `python -m transformers_mage.convert_original_checkpoint` is the door of a room.

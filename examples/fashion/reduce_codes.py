@@ -1,27 +1,17 @@
 """
-Gives a trained tokenizer fewer codes: the centres of k-means over the latents of its training images.
+Gives the tokenizer of clothes fewer codes: scripts/reduce_codes.py for 28 x 28 pixels.
 
     python -m examples.fashion.reduce_codes --tokenizer_name_or_path outputs/fashion/vqgan --codebook_size 64 \
         --dataset_name outputs/fashion/data --output_dir outputs/fashion/vqgan-64
-
-A tokenizer that is trained for exact pixels tells apart what no eye does, and a model of its tokens has to predict
-that too. With a quarter of the codes the Fréchet distance of reconstructions is the same, and every token is easier to
-guess. The decoder should learn the new codes afterwards (configs/vqgan_fashion_decoder.yaml).
 """
 
 import argparse
 from pathlib import Path
 
-import torch
-from diffusers import VQModel
-from sklearn.cluster import MiniBatchKMeans
-from torch import Tensor
-from tqdm.auto import tqdm
-
 from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.training.vqgan.reducing import reduce_codes
 
 from .images import load_split
-from .judge import as_grey
 
 
 def main(argv: list[str] | None = None):
@@ -37,27 +27,8 @@ def main(argv: list[str] | None = None):
     arguments = parser.parse_args(argv)
     tokenizer = load_tokenizer(arguments.tokenizer_name_or_path)
     images = load_split(arguments.dataset_name, "train")[0][: arguments.num_images]
-    clusters = MiniBatchKMeans(arguments.codebook_size, n_init=3, batch_size=8192, random_state=arguments.seed)
-    clusters.fit(latents_of(tokenizer, images).numpy())
-    with_codes(tokenizer, torch.from_numpy(clusters.cluster_centers_)).save_pretrained(arguments.output_dir)
-
-
-@torch.no_grad()
-def latents_of(tokenizer: VQModel, images: Tensor, batch_size: int = 250) -> Tensor:
-    """(num_tokens, dim) latents before they are quantised."""
-    channels, latents = tokenizer.config.in_channels, []
-    for batch in tqdm(images.split(batch_size), desc="Encoding", leave=False):
-        encoded = tokenizer.encode(as_grey(batch).expand(-1, channels, -1, -1)).latents
-        latents.append(encoded.permute(0, 2, 3, 1).flatten(0, 2))
-    return torch.cat(latents)
-
-
-def with_codes(tokenizer: VQModel, codes: Tensor) -> VQModel:
-    """The same tokenizer with a codebook of shape `(codebook_size, dim)`."""
-    reduced = VQModel.from_config(tokenizer.config, num_vq_embeddings=len(codes))
-    weights = tokenizer.state_dict() | {"quantize.embedding.weight": codes.to(tokenizer.dtype)}
-    reduced.load_state_dict(weights)
-    return reduced
+    images = images.expand(-1, tokenizer.config.in_channels, -1, -1)
+    reduce_codes(tokenizer, images, arguments.codebook_size, arguments.seed).save_pretrained(arguments.output_dir)
 
 
 if __name__ == "__main__":

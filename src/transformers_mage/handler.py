@@ -6,6 +6,7 @@ A request is `{"inputs": ..., "parameters": {...}}`, its images are base64 (or a
     {"inputs": "three", "parameters": {"guidance_scale": 2.0, "seed": 0}}             images of a class
     {"inputs": 4}                                                                     four images
     {"inputs": IMAGE, "parameters": {"mask_image": MASK}}                             repaint where the mask is white
+    {"inputs": 4, "parameters": {"like": IMAGE}}                                      four images like this one
     {"inputs": IMAGE, "parameters": {"task": "features"}}                             what the encoder says
     {"inputs": IMAGE}                                                                 classes, if it is a classifier
 
@@ -28,6 +29,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 MAX_IMAGES = 64
 MAX_STEPS = 256
+MAX_REPRESENTATION_STEPS = 1000
 MAX_SIDE = 1024
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 2**24
@@ -43,10 +45,18 @@ _PASSED_ON = (
     "feather",
     "height",
     "width",
+    "num_representation_steps",
 )
-_GENERATION = ("num_images", "class_labels", "image", "mask_image", "seed", *_PASSED_ON)
+_IMAGES = ("image", "mask_image", "like")
+_GENERATION = ("num_images", "class_labels", "seed", *_IMAGES, *_PASSED_ON)
 _NUMBERS = ("temperature", "guidance_scale", "strength", "feather")
-_LIMITS = {"num_images": MAX_IMAGES, "num_inference_steps": MAX_STEPS, "height": MAX_SIDE, "width": MAX_SIDE}
+_LIMITS = {
+    "num_images": MAX_IMAGES,
+    "num_inference_steps": MAX_STEPS,
+    "num_representation_steps": MAX_REPRESENTATION_STEPS,
+    "height": MAX_SIDE,
+    "width": MAX_SIDE,
+}
 
 
 class RequestError(ValueError):
@@ -132,7 +142,7 @@ class EndpointHandler:
         subject: dict[str, Any] = {
             name: parameters[name] for name in ("num_images", "class_labels") if name in parameters
         }
-        images = {name: parameters[name] for name in ("image", "mask_image") if name in parameters}
+        images = {name: parameters[name] for name in _IMAGES if name in parameters}
         if "image" not in images and any(name in parameters for name in _EDITING):
             images["image"] = inputs
         elif inputs not in (None, "", {}):

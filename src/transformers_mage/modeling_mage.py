@@ -3,7 +3,7 @@
 import inspect
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
 from .hub_folders import PUSHING, check_repository, push_folder, refused_pickles, remove_other_weights
 from .image_tokens import decode_images, encode_images
+from .kept_context import KeptContext, KeyValues, keep_context
 from .vq_shortcuts import skip_noop_layers
 
 
@@ -52,6 +53,9 @@ class MageMaskedImageModelingOutput(ModelOutput):
         encoder_pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
             Mean over those tokens before the final norm.
         hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): the encoder's, as in every model.
+        context_key_values (`tuple[tuple[torch.FloatTensor, torch.FloatTensor]]`, *optional*):
+            Keys and values of each layer, the encoder's first, at `context_positions`, of shape
+            `(batch_size, num_heads, num_context, head_dim)`, for later calls.
     """
 
     loss: torch.FloatTensor | None = None
@@ -62,6 +66,7 @@ class MageMaskedImageModelingOutput(ModelOutput):
     encoder_pooler_output: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    context_key_values: tuple[KeyValues, ...] | None = None
 
 
 @dataclass
@@ -78,10 +83,13 @@ class MageModelOutput(BaseModelOutputWithPooling):
         image_tokens (`torch.LongTensor` of shape `(batch_size, rows, columns)`): the tokens, nothing masked.
         kept_positions (`torch.LongTensor` of shape `(batch_size, num_kept)`, *optional*):
             The positions that the encoder saw, in order, where some were dropped.
+        context_key_values (`tuple[tuple[torch.FloatTensor, torch.FloatTensor]]`, *optional*):
+            Keys and values of each layer at `context_positions`.
     """
 
     image_tokens: torch.LongTensor | None = None
     kept_positions: torch.LongTensor | None = None
+    context_key_values: tuple[KeyValues, ...] | None = None
 
 
 def interpolate_position_embeddings(
@@ -215,6 +223,7 @@ class MageAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         query_states: torch.Tensor | None = None,
+        context: KeptContext | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query_states = hidden_states if query_states is None else query_states
@@ -227,6 +236,8 @@ class MageAttention(nn.Module):
                 (self.v_proj, hidden_states),
             )
         )
+        if context is not None:
+            key, value = context(key, value)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -337,6 +348,7 @@ class MageDecoder(nn.Module):
         grid: tuple[int, int],
         kept_positions: torch.LongTensor | None = None,
         read_positions: torch.LongTensor | None = None,
+        context: KeptContext | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
@@ -346,12 +358,17 @@ class MageDecoder(nn.Module):
         hidden_states = self.fill_grid(self.embed(encoder_hidden_states), is_masked, kept_positions)
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid)
         hidden_states = hidden_states + positions
+        read_slots = None if read_positions is None else read_positions + 1
+        if context is not None:
+            hidden_states = context.select(hidden_states)
+            kwargs["context"] = context  # type: ignore[typeddict-unknown-key]
+            read_slots = None if read_positions is None else context.slots_of(read_positions, is_masked.shape[1])
         *layers, last_layer = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        if read_positions is None:
+        if read_slots is None:
             return self.layernorm(last_layer(hidden_states, **kwargs)[:, 1:])
-        return self.layernorm(last_layer(hidden_states, read_positions + 1, **kwargs))
+        return self.layernorm(last_layer(hidden_states, read_slots, **kwargs))
 
 
 class MageHead(nn.Module):
@@ -694,6 +711,8 @@ class MageModel(MagePreTrainedModel):
         class_labels: torch.LongTensor | None = None,
         representations: torch.FloatTensor | None = None,
         num_dropped: int | None = None,
+        context_positions: torch.LongTensor | None = None,
+        context_key_values: Sequence[KeyValues] | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MageModelOutput:
@@ -712,6 +731,11 @@ class MageModel(MagePreTrainedModel):
                 rows of NaN, such models use the empty representation that they learned.
             num_dropped (`int`): how many are dropped in each image. It spares the device a synchronisation, and
                 compiled or exported models need it.
+            context_positions (`torch.LongTensor` of shape `(batch_size, num_context)`):
+                positions, in order, whose keys and values are returned, for later calls. They must not be dropped.
+            context_key_values (`Sequence[tuple[torch.FloatTensor, torch.FloatTensor]]`):
+                keys and values of each layer at `context_positions`, from an earlier call. Nothing is computed at
+                these positions then: other positions look at what was there (ReCAP, arXiv 2505.19089).
             interpolate_pos_encoding (`bool`): take grids of another size than the trained one.
 
         Returns:
@@ -732,7 +756,13 @@ class MageModel(MagePreTrainedModel):
             representations = self._drop_representations(representations)
         if bool_masked_pos is not None:
             input_ids = input_ids.masked_fill(bool_masked_pos, self.config.mask_token_id)
+        context = keep_context(context_positions, context_key_values)
+        if context is not None:
+            bool_dropped_pos, num_dropped = context.exclude(bool_dropped_pos, num_dropped, input_ids.shape[1])
+            kwargs["context"] = context  # type: ignore[typeddict-unknown-key]
         kept_positions = kept_positions_of(bool_dropped_pos, num_dropped)
+        if context is not None:
+            context.follow(kept_positions)
         hidden_states = self.embeddings(input_ids, grid, kept_positions, class_labels, representations)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -741,6 +771,7 @@ class MageModel(MagePreTrainedModel):
             pooler_output=hidden_states[:, 1:].mean(dim=1),
             image_tokens=image_tokens,
             kept_positions=kept_positions,
+            context_key_values=None if context is None else context.recorded,
         )
 
     def _prepare_tokens(
@@ -970,6 +1001,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         num_masked: int | None = None,
         max_masked: int | None = None,
         read_positions: torch.LongTensor | None = None,
+        context_positions: torch.LongTensor | None = None,
+        context_key_values: Sequence[KeyValues] | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MageMaskedImageModelingOutput:
@@ -985,6 +1018,11 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             max_masked (`int`): most masked positions of an image. While training it spares the last layer the others.
             read_positions (`torch.LongTensor` of shape `(batch_size, num_read)`):
                 positions whose scores are wanted, where these are not all; not together with `bool_masked_pos`.
+            context_positions (`torch.LongTensor` of shape `(batch_size, num_context)`):
+                positions, in order, whose keys and values are returned, for later calls. They must not be dropped.
+            context_key_values (`Sequence[tuple[torch.FloatTensor, torch.FloatTensor]]`):
+                those of an earlier call, instead of computing anything there; see [`MageModel.forward`].
+                `read_positions` must be among the others.
 
         Returns:
             [`MageMaskedImageModelingOutput`]
@@ -996,6 +1034,9 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         >>> loss = model(pixel_values, **masks.as_kwargs()).loss
         ```
         """
+        num_encoder_layers = self.config.num_hidden_layers
+        if context_key_values is not None and read_positions is None:
+            raise ValueError("`context_key_values` leave nothing to read at their positions: pass `read_positions`.")
         encoded: MageModelOutput = self.mage(
             pixel_values,
             input_ids,
@@ -1004,6 +1045,8 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             class_labels=class_labels,
             representations=representations,
             num_dropped=num_dropped,
+            context_positions=context_positions,
+            context_key_values=None if context_key_values is None else context_key_values[:num_encoder_layers],
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
             **kwargs,
@@ -1022,8 +1065,11 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
         if self.training and bool_masked_pos is not None and max_masked is not None:
             read_positions = _masked_first(bool_masked_pos, max_masked)
             tokens, bool_masked_pos = (values.gather(1, read_positions) for values in (tokens, bool_masked_pos))
+        context = keep_context(
+            context_positions, None if context_key_values is None else context_key_values[num_encoder_layers:]
+        )
         decoded = self.decoder(
-            encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, read_positions, **kwargs
+            encoded.last_hidden_state, is_masked, grid, encoded.kept_positions, read_positions, context, **kwargs
         )
         return MageMaskedImageModelingOutput(
             **self._predict(decoded, tokens, bool_masked_pos, num_masked),
@@ -1031,6 +1077,7 @@ class MageForMaskedImageModeling(MagePreTrainedModel):
             encoder_pooler_output=encoded.pooler_output,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            context_key_values=_joined(encoded.context_key_values, None if context is None else context.recorded),
         )
 
     def _predict(
@@ -1154,6 +1201,12 @@ class MageForImageClassification(MagePreTrainedModel):
                 f"`labels` must be classes from 0 to {self.num_labels - 1}, or -100, which does not count, got "
                 f"{int(labels[is_wrong][0])}. Load the model with as many labels: `num_labels=N`."
             )
+
+
+def _joined(
+    encoder: tuple[KeyValues, ...] | None, decoder: tuple[KeyValues, ...] | None
+) -> tuple[KeyValues, ...] | None:
+    return None if encoder is None or decoder is None else encoder + decoder
 
 
 def _masked_first(bool_masked_pos: torch.BoolTensor, max_masked: int) -> torch.LongTensor:

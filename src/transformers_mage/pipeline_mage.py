@@ -27,7 +27,7 @@ from .conditioning import (
     apply_guidance,
     resolve_prompt,
 )
-from .decoding_plan import WHOLE_LOOK, DecodingPlan, Look, count_hidden
+from .decoding_plan import WHOLE_LOOK, DecodingPlan, Look, check_full_steps, count_hidden
 from .editing import (
     Canvas,
     Edit,
@@ -38,6 +38,7 @@ from .editing import (
     split_into_windows,
 )
 from .image_inputs import ImageInput, to_tensor
+from .kept_context import KeyValues
 from .modeling_mage import check_weights
 from .pipeline_representations import PipelineRepresentationMixin, Representations
 from .pipeline_saving import PipelineSavingMixin
@@ -83,6 +84,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             up to this share, random hidden ones. The others are dropped, as in training (section 3.2), which makes
             other images at less cost. By default none are. It is saved with the pipeline. While editing, the encoder
             sees as many tokens of each image as are known of the one of which most are.
+        full_steps (`int` or `Sequence[int]`, *optional*, defaults to 1):
+            every how many steps, or in which (counted from 0), all tokens are computed. Steps between compute only
+            the tokens that were hidden in the last full one; the others' keys and values stay what they were there
+            (ReCAP, arXiv 2505.19089). It is saved with the pipeline.
 
     Raises:
         ValueError: where `representation_model` draws representations of another size than the model takes.
@@ -107,6 +112,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         representation_scheduler: SchedulerMixin | None = None,
         representation_encoder: PreTrainedModel | None = None,
         encoder_keep_share: float | None = None,
+        full_steps: int | Sequence[int] = 1,
     ):
         super().__init__()
         self.register_modules(
@@ -125,7 +131,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             self.register_to_config(**{name: (__package__, type(component).__name__)})
         if encoder_keep_share is not None:
             encoder_keep_share = share("encoder_keep_share", encoder_keep_share)
-        self.register_to_config(encoder_keep_share=encoder_keep_share)
+        self.register_to_config(encoder_keep_share=encoder_keep_share, full_steps=check_full_steps(full_steps))
         self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
         self._code_colors: torch.Tensor | None = None
         self._is_compiled = False
@@ -259,11 +265,11 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         with evaluation_mode(self.model):
             asked = self._asked_representations(representations, like)
             canvas, condition = self._prepare(edit, labels, asked, num_images, size)
+            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             draws = asked is None and edit is None and self.representation_model is not None
             if draws:
                 condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
             self._check_classes_are_read(condition)
-            self.scheduler.set_timesteps(num_inference_steps, temperature, grid_size=canvas.grid_size)
             self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
             tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(
@@ -314,12 +320,17 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 canvases = tokens.unflatten(1, grid_size)
                 look = plan.look(step, canvases, generator)
                 logits = self._predict_logits(canvases, condition, scale, alike if step == 0 else 1, look)
-                # Looked at in the end, since the host would have to wait for it here.
+                # On an accelerator looked at in the end, since the host would have to wait for it here.
                 self._is_finite &= logits.amax(dim=-1).isfinite().all()
+                if logits.device.type == "cpu":
+                    self._check_finite()
                 tokens, sampled = self.scheduler.step(logits, timestep, tokens, generator, return_dict=False)
                 if callback is not None:
                     offered = self._offer(callback_inputs, tokens, grid_size)
-                    tokens = _tokens_returned(callback(self, step, timestep, offered), tokens)
+                    replaced = _tokens_returned(callback(self, step, timestep, offered), tokens.shape)
+                    if replaced is not None:
+                        tokens = replaced
+                        plan.forget()
                 if self._interrupt or step == len(timesteps) - 1:
                     # Nothing is left to do but after an interruption, or where a callback masked tokens again.
                     tokens = torch.where(tokens == self.model.config.mask_token_id, sampled, tokens)
@@ -438,16 +449,19 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
     def _plan(self, tokens: torch.LongTensor, edit: Edit | None, looks_again: bool) -> DecodingPlan:
         """What the steps look at, from these tokens on."""
         length, config = tokens.shape[1] * tokens.shape[2], self.model.config
-        hidden, keep_share = (length, length), self.config.encoder_keep_share
+        keep_share, full_steps = self.config.encoder_keep_share, self.config.full_steps
+        hidden = (length, length)
         if edit is not None:
             # Looked at only where it matters, since the host has to wait for it.
-            hidden = count_hidden(tokens, config.mask_token_id) if keep_share is not None else (0, length)
+            is_counted = keep_share is not None or full_steps != 1
+            hidden = count_hidden(tokens, config.mask_token_id) if is_counted else (0, length)
         return DecodingPlan(
             self.scheduler,
             length,
             config.sequence_length,
             hidden,
             keep_share,
+            full_steps,
             # Compiled, each number of them would take a graph of its own.
             reads_all=self._is_compiled,
             looks_again=looks_again,
@@ -492,13 +506,20 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
     def _predict_grid(self, tokens: torch.LongTensor, condition: Condition, look: Look) -> torch.FloatTensor:
         """The same for grids of the trained size."""
         is_hidden = tokens.flatten(1) == self.model.config.mask_token_id
-        inputs = {"input_ids": tokens, **condition.as_kwargs(), **look.dropping(is_hidden)}
-        if look.num_read is None or look.num_read >= is_hidden.shape[1]:
-            return self.model(**inputs, return_dict=True).logits
-        positions = is_hidden.byte().argsort(dim=1, descending=True, stable=True)[:, : look.num_read]
-        read = self.model(**inputs, read_positions=positions, return_dict=True).logits
-        logits = read.new_zeros(*is_hidden.shape, read.shape[-1])
-        return logits.scatter_(1, positions[..., None].expand_as(read), read)
+        arguments = look.arguments(is_hidden)
+        output = self.model(input_ids=tokens, **condition.as_kwargs(), **arguments, return_dict=True)
+        look.remember(self._own(output.context_key_values))
+        positions = arguments.get("read_positions")
+        if positions is None:
+            return output.logits
+        logits = output.logits.new_zeros(*is_hidden.shape, output.logits.shape[-1])
+        return logits.scatter_(1, positions[..., None].expand_as(output.logits), output.logits)
+
+    def _own(self, key_values: Sequence[KeyValues] | None) -> Sequence[KeyValues] | None:
+        """The same in memory that no later step writes to, as CUDA graphs do."""
+        if key_values is None or not self._is_compiled:
+            return key_values
+        return tuple((key.clone(), value.clone()) for key, value in key_values)
 
     def _offer(self, names: Sequence[str], tokens: torch.LongTensor, grid_size: tuple[int, int]) -> dict[str, Any]:
         """What the callback is given after a step."""
@@ -572,7 +593,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         return self.pixel_processor.postprocess(pixels, output_type, do_denormalize=[False] * len(pixels))
 
     def _check_finite(self, decoded: torch.FloatTensor | None = None):
-        """Once a call, when all the work has been handed to the device."""
+        """Names weights that are not finite, or says what else is wrong, where predictions were not."""
         is_finite = self._is_finite if decoded is None else self._is_finite & decoded.isfinite().all()
         # The meta device, where work is counted, has no values.
         if is_finite.device.type == "meta" or is_finite:
@@ -597,18 +618,20 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _tokens_returned(returned: Any, tokens: torch.LongTensor) -> torch.LongTensor:
-    """The tokens that a callback returned in place of the pipeline's, or these where it returned none."""
+def _tokens_returned(returned: Any, shape: torch.Size) -> torch.LongTensor | None:
+    """The tokens that a callback returned in place of the pipeline's, which have this shape; `None` if it did not."""
     if returned is not None and not isinstance(returned, Mapping):
         raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(returned).__name__}.")
-    replaced = (returned or {}).get("tokens", tokens)
-    if not isinstance(replaced, torch.Tensor) or replaced.shape != tokens.shape:
-        shape = getattr(replaced, "shape", None)
+    if returned is None or "tokens" not in returned:
+        return None
+    tokens = returned["tokens"]
+    if not isinstance(tokens, torch.Tensor) or tokens.shape != shape:
+        given = getattr(tokens, "shape", None)
         raise ValueError(
-            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(tokens.shape)}, got "
-            f"{type(replaced).__name__}{'' if shape is None else f' of shape {tuple(shape)}'}."
+            f"`tokens` that `callback_on_step_end` returns must be a tensor of shape {tuple(shape)}, got "
+            f"{type(tokens).__name__}{'' if given is None else f' of shape {tuple(given)}'}."
         )
-    return replaced
+    return tokens
 
 
 def _num_prompts(counts: dict[str, int]) -> int:

@@ -29,6 +29,9 @@ _OWN_PARTS: dict[str, Any] = {
 # What decides how a model's weights are loaded.
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
+# What a saved pipeline does not say, so that earlier versions of this package know all that it says.
+_DEFAULTS = {"encoder_keep_share": None, "full_steps": 1}
+
 # Not at runtime: diffusers expects one pipeline, no more, in the code that a folder carries.
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -229,9 +232,9 @@ class PipelineSavingMixin(_Pipeline):
         # Where the pipeline was loaded from is nobody's business but this machine's.
         index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
         index["_class_name"] = type(self).__name__
-        if index["encoder_keep_share"] is None:
-            # As earlier versions of this package know it.
-            del index["encoder_keep_share"]
+        for name, default in _DEFAULTS.items():
+            if index[name] == default:
+                del index[name]
         for name, component in self.components.items():
             library = None if component is None else type(component).__module__
             if component is None and name in REPRESENTATION_PARTS:

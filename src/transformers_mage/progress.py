@@ -1,6 +1,9 @@
 """Progress bars that somebody watches, and lines in a file that somebody reads."""
 
+import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import asyncio, auto, std
@@ -23,8 +26,42 @@ class ProgressLines(std.tqdm):
         return True
 
 
+class ToldBar(std.tqdm):
+    """A progress bar that shows nothing, and tells somebody how far it is: see [`told_to`]."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # None asks whether the file is a terminal.
+        is_disabled = bool(kwargs.pop("disable", False))
+        super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": is_disabled, "mininterval": 0.5})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None and _LISTENERS:
+            _LISTENERS[-1](self)
+        return True
+
+
+_LISTENERS: list[Callable[[std.tqdm], None]] = []
+
+
+@contextmanager
+def told_to(listener: Callable[[std.tqdm], None]) -> Iterator[None]:
+    """While all progress bars of this package are one display's business: none is shown, `listener` gets each."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.pop()
+
+
+def terminal_bar(*args: Any, **kwargs: Any) -> std.tqdm:
+    """A progress bar of tqdm, for those who write lines of their own where stderr is a file."""
+    return (ToldBar if _LISTENERS else auto.tqdm)(*args, **kwargs)
+
+
 def progress_bar(*args: Any, **kwargs: Any) -> std.tqdm:
     """A progress bar of tqdm, which takes the same arguments, or [`ProgressLines`] where stderr is a file."""
+    if _LISTENERS:
+        return ToldBar(*args, **kwargs)
     is_notebook = auto.tqdm is not asyncio.tqdm
     is_watched = is_notebook or sys.stderr.isatty()
     return (auto.tqdm if is_watched else ProgressLines)(*args, **kwargs)

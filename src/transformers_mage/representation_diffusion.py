@@ -186,12 +186,14 @@ def draw_representations(
     scheduler.set_timesteps(num_inference_steps)
     extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
     shape = (num_representations, model.config.representation_size)
-    sample = randn_tensor(shape, generator, device) * scheduler.init_noise_sigma
+    sample, was_training = randn_tensor(shape, generator, device) * scheduler.init_noise_sigma, model.training
+    model.eval()
     for timestep in tqdm(scheduler.timesteps, desc="Drawing representations", disable=not progress_bar):
         noisy = scheduler.scale_model_input(sample, timestep).to(model.dtype)
         prediction = model(noisy, timestep, class_labels).sample.float()
         noise = {"variance_noise": randn_tensor(shape, generator, device)} if eta and extra else {}
         sample = scheduler.step(prediction, timestep, sample, **extra, **noise).prev_sample
+    model.train(was_training)
     return sample
 
 

@@ -14,8 +14,7 @@ RECORDED = [CountedWork(**row) for row in json.loads((ROOT / "docs" / "counted_w
 
 
 def name_of(work: CountedWork) -> str:
-    choices = f"-keep-{work.encoder_keep_share}" if work.encoder_keep_share else ""
-    return f"{work.size}-{work.workload}-{work.num_inference_steps}{choices}"
+    return f"{work.size}-{work.workload}-{work.num_inference_steps}-{work.encoder_keep_share}-{work.full_steps}"
 
 
 @pytest.mark.parametrize(

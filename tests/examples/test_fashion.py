@@ -10,14 +10,20 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from examples.fashion import bundle, evaluate, make_dataset, reduce_codes, sweep, train_judge
+from examples.fashion import bundle, compare_conditions, evaluate, make_dataset, sweep, train_judge
 from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
 from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
 from examples.fashion.scores import fashion_scores, nearest_images
 from examples.junk import JUNK_KINDS, joined_halves, make_junk, shuffled_blocks
-from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.image_tokens import encode_images
+from transformers_mage import (
+    MageConfig,
+    MageForMaskedImageModeling,
+    MageModel,
+    MagePipeline,
+    MageScheduler,
+    RepresentationDiffusionModel,
+)
 
 
 def write_idx(path: Path, array: np.ndarray):
@@ -153,19 +159,6 @@ def test_sweep_tries_each_setting_once(tmp_path):
     assert sweep.untried(settings, table) == settings[1:]
 
 
-def test_fewer_codes_leave_all_else_as_it_is(tokenizer, generator):
-    codes = torch.randn(3, tokenizer.config.latent_channels, generator=generator)
-
-    reduced = reduce_codes.with_codes(tokenizer, codes)
-
-    assert reduced.config.num_vq_embeddings == 3
-    kept = {name: value for name, value in tokenizer.state_dict().items() if name != "quantize.embedding.weight"}
-    torch.testing.assert_close({name: reduced.state_dict()[name] for name in kept}, kept)
-    images = torch.randint(0, 256, (5, 1, 4, 4), generator=generator).to(torch.uint8)
-    assert reduce_codes.latents_of(tokenizer, images, batch_size=2).shape == (20, tokenizer.config.latent_channels)
-    assert encode_images(reduced, images.float() / 255).max() < 3
-
-
 @pytest.mark.filterwarnings("ignore:.*are too few for features")
 @pytest.mark.parametrize("num_classes", [0, 10])
 def test_a_model_is_scored_drawn_and_described(data, tmp_path, small_config, num_classes):
@@ -230,3 +223,32 @@ def test_the_judge_knows_clothes_from_junk(generator):
     assert 0.75 < verdicts.sure < 0.9
     assert verdicts.junk < 0.05
     assert junk.sure < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:.*are too few for features")
+def test_models_led_by_something_are_compared(data, tmp_path, small_config, monkeypatch):
+    """Models that are trained already, of which one is led by representations of another."""
+    config = {**small_config.to_dict(), "image_size": 28, "hidden_size": 32}
+
+    def save(name: str, parts: dict, **values):
+        model = MageForMaskedImageModeling(MageConfig(**{**config, **values})).eval()
+        pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id, num_inference_steps=2), **parts)
+        pipe.save_pretrained(tmp_path / "out" / "models" / name)
+
+    encoder = MageModel(MageConfig(**{**config, "vq_config": None}))
+    drawing = RepresentationDiffusionModel(32, 8, bottleneck_size=8, time_embedding_size=4, num_blocks=1)
+    save("unconditional-0", {})
+    save("by-class-0", {}, num_classes=10)
+    led = {"representation_size": 32, "representation_source": {"model_name_or_path": "unconditional-0"}}
+    for name, parts in (("", {}), ("-complete", {"representation_model": drawing, "representation_encoder": encoder})):
+        save(f"by-mage{name}-0", parts, **led)
+    monkeypatch.setattr(compare_conditions, "run_script", lambda *flags: pytest.fail(f"{flags} was trained again"))
+    variants = ["unconditional", "by MAGE guided", "by MAGE of test images", "by class guided"]
+    flags = ["--dataset_name", data, "--output_dir", tmp_path / "out", "--num_images", 20, "--seeds", 0, "--variants"]
+
+    compare_conditions.main([str(flag) for flag in (*flags, *variants)])
+
+    rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == variants
+    pictures = {path.name for path in (tmp_path / "out" / "by-MAGE-guided-0").glob("*.png")}
+    assert pictures == {"samples.png", "neighbours.png", "alike.png", "between.png"}

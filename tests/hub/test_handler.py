@@ -63,6 +63,12 @@ def test_classes(conditional: EndpointHandler):
     assert by_id["images"] != conditional({"inputs": 2, "parameters": settings})["images"]
 
 
+def test_images_like_others_need_a_model_that_is_led_by_them(endpoint: EndpointHandler, photo: Image.Image):
+    answer = endpoint({"inputs": 2, "parameters": {"like": write_image(photo)}})
+
+    assert "`like` was passed, but this model is not led by representations" in answer["error"]
+
+
 def test_inpainting_keeps_what_the_mask_keeps(endpoint: EndpointHandler, photo: Image.Image):
     mask = Image.new("L", photo.size)
     mask.paste(255, (0, 16, 32, 32))

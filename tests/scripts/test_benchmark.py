@@ -22,7 +22,8 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
     variants = {(result["workload"], result["variant"]) for result in saved["results"]}
     compared = ("train", "train-pixels", "features", "extract", "generate", "encode", "decode", "load-jpegs")
     assert variants == {(workload, variant) for workload in compared for variant in ("fast", "plain")} | {
-        ("load-tokens", "fast")
+        ("draw", "fast"),
+        ("load-tokens", "fast"),
     }
     for result in saved["results"]:
         assert len(result["seconds"]) == 2

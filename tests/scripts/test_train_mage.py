@@ -48,6 +48,19 @@ def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list
     assert images.images.shape == (2, 1, 8, 8)
 
 
+def test_training_ends_where_the_held_out_loss_has_long_been_lower(
+    train_mage: Script, flags: list[str], tmp_path: Path, monkeypatch
+):
+    held_out = iter([3.0, 2.0, 2.5, 1.0, 1.5, 1.2, 1.1, 0.5])
+    monkeypatch.setitem(train_mage.module, "evaluate", lambda *_: {"validation_loss": next(held_out)})
+    patience = ["--validation_split", "test", "--validation_steps", "2", "--early_stopping_patience", "3"]
+    train_mage([*flags, *patience, "--max_train_steps", "100", "--output_dir", tmp_path])
+
+    # Three looks after the one at the eighth update.
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 14
+    assert MagePipeline.from_pretrained(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",

@@ -2,9 +2,11 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling_mage import MageForMaskedImageModeling
@@ -14,7 +16,12 @@ from .workloads import ON_HOST, WORKLOADS, Setting
 
 # Of `generate`.
 COUNTED_STEPS = (4, 20)
-COUNTED_KEEP_SHARES = (None, 0.5)
+COUNTED_SAVINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"encoder_keep_share": 0.5},
+    {"encoder_keep_share": 0.5, "full_steps": 2},
+    {"encoder_keep_share": 0.5, "full_steps": 3},
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class CountedWork:
         workload (`str`): one of `WORKLOADS`.
         num_inference_steps (`int`): of `generate`; the others do not depend on it.
         gflops (`float`): 10^9 floating point operations.
-        encoder_keep_share (`float`, *optional*): of `generate`.
+        encoder_keep_share (`float`, *optional*), full_steps (`int`): of `generate`; see [`MagePipeline`].
     """
 
     size: str
@@ -35,10 +42,12 @@ class CountedWork:
     num_inference_steps: int
     gflops: float = 0.0
     encoder_keep_share: float | None = None
+    full_steps: int = 1
 
     def count(self) -> "CountedWork":
         """The same workload with the work that it takes now."""
-        flops = count_flops(self.workload, _model(self.size), self.num_inference_steps, self.encoder_keep_share)
+        model, savings = _model(self.size), (self.encoder_keep_share, self.full_steps)
+        flops = count_flops(self.workload, model, self.num_inference_steps, *savings)
         return replace(self, gflops=flops / 1e9)
 
 
@@ -51,8 +60,8 @@ def _counted() -> Iterator[CountedWork]:
     for size in SIZES:
         for workload in WORKLOADS:
             if workload == "generate":
-                for steps, share in itertools.product(COUNTED_STEPS, COUNTED_KEEP_SHARES):
-                    yield CountedWork(size, workload, steps, encoder_keep_share=share)
+                for steps, savings in itertools.product(COUNTED_STEPS, COUNTED_SAVINGS):
+                    yield CountedWork(size, workload, steps, **savings)
             elif workload not in ON_HOST:
                 yield CountedWork(size, workload, COUNTED_STEPS[-1])
 
@@ -72,6 +81,7 @@ def count_flops(
     model: MageForMaskedImageModeling,
     num_inference_steps: int = 20,
     encoder_keep_share: float | None = None,
+    full_steps: int | Sequence[int] = 1,
 ) -> float:
     """
     Floating point operations an image of a workload, two for each product of a matrix product, without doing them.
@@ -81,7 +91,7 @@ def count_flops(
     """
     # Reading and writing are not the model's work.
     run = WORKLOADS["features" if workload == "extract" else workload](
-        Setting(model, batch_size=1, num_inference_steps=num_inference_steps, encoder_keep_share=encoder_keep_share)
+        Setting(model, 1, torch.float32, num_inference_steps, encoder_keep_share, full_steps)
     )
     with FlopCounterMode(display=False) as counter:
         run()

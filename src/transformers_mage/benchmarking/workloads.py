@@ -3,7 +3,7 @@
 import io
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
+from ..representation_diffusion import RepresentationDiffusionModel, draw_representations
 from ..scheduling_mage import MageScheduler
 from .models import PlainMage
 
@@ -40,7 +41,7 @@ class Setting:
         batch_size (`int`): images in a call.
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
-        encoder_keep_share (`float`, *optional*): of `generate`; see [`MagePipeline`].
+        encoder_keep_share, full_steps: of `generate`; see [`MagePipeline`].
         is_compiled (`bool`): whether the pipeline compiles its steps.
         num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
@@ -51,6 +52,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
     num_inference_steps: int = 20
     encoder_keep_share: float | None = None
+    full_steps: int | Sequence[int] = 1
     is_compiled: bool = False
     num_workers: int = 0
     jpeg_size: tuple[int, int] = (375, 500)
@@ -156,7 +158,7 @@ def generate(setting: Setting) -> Run:
     if isinstance(model, PlainMage):
         return lambda: _generate_plainly(setting)
     scheduler = MageScheduler(model.config.mask_token_id)
-    pipe = MagePipeline(model, scheduler, encoder_keep_share=setting.encoder_keep_share)
+    pipe = MagePipeline(model, scheduler, encoder_keep_share=setting.encoder_keep_share, full_steps=setting.full_steps)
     pipe.set_progress_bar_config(disable=True)
     if setting.is_compiled:
         pipe.compile()
@@ -189,6 +191,19 @@ def _generate_plainly(setting: Setting, temperature: float = 6.0) -> torch.Tenso
         cut_off = confidence.sort(dim=1).values[:, num_masked, None]
         tokens = sampled.masked_fill(confidence < cut_off, mask_id)
     return model.decode_image_tokens(sampled).clamp(0, 1)
+
+
+def draw(setting: Setting) -> Run:
+    """A representation for each image, in the 250 steps of RCG; its model is one for ViT-B and ViT-L."""
+    width = setting.model.config.hidden_size
+    sizes = {} if width >= 768 else {"hidden_size": 2 * width, "bottleneck_size": 2 * width, "num_blocks": 2}
+    with setting.device:
+        model = RepresentationDiffusionModel(**sizes).eval()
+    if setting.dtype != torch.float32:
+        model.to(setting.dtype)
+    if setting.is_compiled:
+        model.compile()
+    return lambda: draw_representations(model, setting.batch_size)
 
 
 def encode(setting: Setting) -> Run:
@@ -286,6 +301,7 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
     "features": features,
     "extract": extract,
     "generate": generate,
+    "draw": draw,
     "encode": encode,
     "decode": decode,
     "load-tokens": load_tokens,
@@ -293,4 +309,4 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 }
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
-WITHOUT_PLAIN_PATH = ("load-tokens",)
+WITHOUT_PLAIN_PATH = ("draw", "load-tokens")

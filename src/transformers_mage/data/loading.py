@@ -79,6 +79,34 @@ def load_split(spec: DatasetSpec) -> Dataset | IterableDataset:
     return dataset.take(spec.limit if spec.streaming else min(spec.limit, len(dataset)))
 
 
+def split_names(spec: DatasetSpec) -> list[str]:
+    """
+    The splits of a data set, whichever of them `spec` names.
+
+    Raises:
+        DataError: where there is no such data set.
+    """
+    try:
+        return _names_of_splits(spec)
+    except (OSError, ValueError, TarError) as error:
+        raise DataError(f"{spec.name} cannot be loaded: {error}") from error
+
+
+def _names_of_splits(spec: DatasetSpec) -> list[str]:
+    folder = Path(spec.name)
+    if (folder / "dataset_dict.json").exists():
+        return list(DatasetDict.load_from_disk(spec.name))
+    if (folder / "state.json").exists():
+        return [str(load_from_disk(spec.name).split or datasets.Split.TRAIN)]
+    for suffix in (".parquet", ".tar"):
+        files = _files_by_split(spec.name, suffix)
+        if files:
+            return list(files)
+    if folder.is_dir():
+        return datasets.get_dataset_split_names("imagefolder", data_dir=spec.name)
+    return datasets.get_dataset_split_names(spec.name, spec.config_name)
+
+
 def load_images(spec: DatasetSpec) -> tuple[Dataset | IterableDataset, Columns]:
     """
     One split, with nothing but the images, which stay encoded, and their classes, where there are any.

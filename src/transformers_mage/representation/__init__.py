@@ -12,7 +12,14 @@ __getattr__, __all__ = lazy_front(
     __name__,
     {
         "arguments": ["ClassificationArguments"],
-        "classifiers": ["load_classifier", "load_encoder", "probe_as_classifier", "save_classifier"],
+        "classifiers": [
+            "load_classifier",
+            "load_encoder",
+            "probe_as_classifier",
+            "save_classifier",
+            "write_classifier",
+        ],
+        "comparing": ["DescribedImages", "describe", "probe_features", "random_encoder"],
         "extraction": ["ExtractionReport", "Feature", "FeatureExtractor", "extract_features"],
         "feature_store": ["FeatureStore"],
         "finetuning": ["BestClassifier", "ClassifierInputs", "layer_decay_groups"],
@@ -27,7 +34,6 @@ __getattr__, __all__ = lazy_front(
             "fit_linear_probe",
             "nearest_neighbour_scores",
         ],
-        "publishing": ["write_classifier"],
         "rand_augment": ["RandAugment"],
         "results": ["Result", "save_results", "table"],
         "scoring": ["ClassificationScores", "evaluate", "evaluation_loader", "score"],

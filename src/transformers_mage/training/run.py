@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, set_seed
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
 from ..hub.publishing import Publisher
+from ..progress import terminal_bar
 from .arguments import TrainingArguments
 from .checkpointing import (
     PREFIX,
@@ -123,6 +123,10 @@ class TrainingRun(Generic[Model]):
         if steps:
             self.every.append((steps, function))
 
+    def end_early(self):
+        """Makes the update that was made last the run's last one. All processes call it, from a [`call_every`]."""
+        self.total_steps = self.progress.step
+
     def publish_checkpoints(self, publisher: Publisher, write: Callable[..., None]):
         """
         Lets the model so far follow each checkpoint to the Hub, where `--hub_strategy` says so. All processes call it.
@@ -164,7 +168,7 @@ class TrainingRun(Generic[Model]):
         simple = (int, float, str, bool)
         config = {k: v if isinstance(v, simple) else str(v) for k, v in as_flat_dict(arguments).items()}
         self.accelerator.init_trackers(Path(arguments.output_dir).name, config)
-        self.progress_bar = tqdm(
+        self.progress_bar = terminal_bar(
             total=self.total_steps,
             initial=self.progress.step,
             desc="Training",
@@ -418,6 +422,12 @@ class TrainingRun(Generic[Model]):
             self.model.train()
             if self.ema is not None:
                 self.ema.restore(parameters)
+
+    def logged(self, name: str) -> list[float]:
+        """All values of a metric so far, those of before a kill too. All processes call it."""
+        is_main = self.accelerator.is_main_process
+        (values,) = broadcast_object_list([self.metrics_file.values(name) if is_main else None])
+        return values
 
     def log(self, metrics: dict[str, float]):
         """Sends metrics to the trackers, to `metrics.jsonl`, a line each time, and to a log that is not a terminal."""

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..command_line import EXIT_CTRL_C
 from ..processes import is_under_agent
@@ -36,6 +36,11 @@ class WaitBrokenOffError(BaseException):
     A signal came while waiting. It is no `Exception`, since it may be raised anywhere in what is waited for, which
     would take it for a broken image, or for a read to be tried again.
     """
+
+
+def has_stopped_falling(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` losses are all above the lowest one before them."""
+    return len(losses) > patience and min(losses[-patience:]) > min(losses[:-patience])
 
 
 class StopSignals:

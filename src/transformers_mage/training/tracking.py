@@ -81,6 +81,12 @@ class MetricsFile:
                 logger.error(f"Metrics cannot be written to {self.path}: {error}. Training continues without them.")
             self._is_full = True
 
+    def values(self, name: str) -> list[float]:
+        """All values of a metric, in order."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+        rows = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+        return [row[name] for row in rows if name in row]
+
 
 def _step_of(line: str) -> float:
     """The update that a line of metrics is of; infinite for what is not such a line."""

@@ -12,8 +12,8 @@ from ...command_line import argument
 from ...data.batches import Batch
 from ...data.token_cache import CachedTokens
 from ...data.tokenization import BatchTokenizer, patch_size
-from ...files import FolderError, fingerprint
-from ...image_tokens import decode_images
+from ...files import FolderError
+from ...image_tokens import decode_images, pixel_range
 from ...progress import progress_bar
 from ...representations import RepresentationEncoder
 
@@ -68,13 +68,23 @@ def load_representation_encoder(
 
 
 def share_tokenizer(encoder: RepresentationEncoder, tokenizer: VQModel):
-    """Leaves the tokenizer of a MAGE out where it is this one: it is stored once, and its tokens are made once."""
+    """
+    Leaves the tokenizer of a MAGE out where this one gives the same tokens, whatever decodes them: it is stored once,
+    and they are made once.
+    """
     model: Any = encoder.model
-    if model.config.model_type != "mage" or model.vqvae is None:
-        return
-    if fingerprint(model.vqvae) == fingerprint(tokenizer):
+    if encoder.is_mage and model.vqvae is not None and _tells_the_same(model.vqvae, tokenizer):
         model.vqvae = None
         model.config.vq_config = None
+
+
+def _tells_the_same(one: VQModel, other: VQModel) -> bool:
+    states = [
+        {name: value for name, value in each.state_dict().items() if not name.startswith(("decoder.", "post_quant_"))}
+        for each in (one, other)
+    ]
+    same_names = states[0].keys() == states[1].keys() and pixel_range(one) == pixel_range(other)
+    return same_names and all(torch.equal(value.cpu(), states[1][name].cpu()) for name, value in states[0].items())
 
 
 def representation_values(encoder: RepresentationEncoder | None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class HeldOutImages:
     @torch.no_grad()
     def picture(self, tokenizer: VQModel, columns: int = 8, rows: int = 2) -> Image.Image:
         """The first images, and below each row its reconstructions."""
+        columns = min(columns, len(self.images))
         pixels = self.images[: columns * rows].to(self.device).float() / 255
         made = decode_images(tokenizer, encode_images(tokenizer, pixels)).clamp(0, 1)
         lines = [part for pair in zip(pixels.split(columns), made.split(columns), strict=True) for part in pair]

@@ -1,0 +1,332 @@
+"""Measuring the machine: how fast tokenizers and models train on it, in which precision and with how many threads."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..benchmarking.measuring import synchronize
+from ..image_tokens import encode_images
+from ..masking import sample_masks
+from ..modeling_mage import MageForMaskedImageModeling
+from ..pipeline_mage import MagePipeline
+from ..progress import progress_bar
+from ..scheduling_mage import MageScheduler
+from ..training.tracking import training_flops
+from ..training.vqgan.adversarial import Adversary
+from ..training.vqgan.discriminator import PatchDiscriminator
+from ..training.vqgan.objective import LossWeights, VQGANForTraining
+from ..training.vqgan.perceptual import perceptual_distance
+from .sizes import ModelSize, TokenizerSize
+
+# Of each way: a first step that nobody counts, then as many as fit.
+SECONDS_PER_WAY = 1.5
+# Emulated bfloat16 can be ten times slower: the first step tells.
+HOPELESS = 3.0
+TOKENIZER_BATCH, MODEL_BATCH = 32, 64
+REFERENCE_TOKENIZER = TokenizerSize(image_size=32, patch_size=4, width=16, codebook_size=256)
+REFERENCE_MODEL = ModelSize(width=128, num_layers=4, decoder_width=128, decoder_num_layers=2)
+REFERENCE_GRID = (7, 7)
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    How to compute.
+
+    Attributes:
+        mixed_precision (`str`): `"no"` or `"bf16"`.
+        attention (`str`): `"sdpa"` or `"eager"`; a tokenizer has none.
+        num_threads (`int`): of one process, on a processor.
+    """
+
+    mixed_precision: str
+    attention: str
+    num_threads: int
+
+    def __str__(self) -> str:
+        precision = {"no": "float32", "bf16": "bfloat16"}[self.mixed_precision]
+        threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        return ", ".join(filter(None, [precision, self.attention, threads]))
+
+
+@dataclass
+class Machine:
+    """
+    What was measured.
+
+    Attributes:
+        device (`str`): "cpu", "cuda", ...
+        num_processes (`int`): that train together.
+        num_threads (`int`): the best number for one process.
+        tokenizer_precision, model_precision, attention (`str`): the fastest; see [`Way`].
+        tokenizer_flops, model_flops (`float`): operations a second of all processes, in training.
+        measured (`dict[str, dict[str, float]]`): images a second of each way, for "tokenizer" and "model".
+    """
+
+    device: str
+    num_processes: int
+    num_threads: int
+    tokenizer_precision: str
+    model_precision: str
+    attention: str
+    tokenizer_flops: float
+    model_flops: float
+    measured: dict[str, dict[str, float]]
+
+    @property
+    def tokenizer_way(self) -> Way:
+        return Way(self.tokenizer_precision, "", self.num_threads)
+
+    @property
+    def model_way(self) -> Way:
+        return Way(self.model_precision, self.attention, self.num_threads)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What people read, as pairs of words."""
+        found = []
+        for what, rates in self.measured.items():
+            ways = sorted(rates.items(), key=lambda item: -item[1])
+            found.append((f"{what}, images/s", "; ".join(f"{way}: {rate:.0f}" for way, rate in ways)))
+        processes = f", {self.num_processes} processes" if self.num_processes > 1 else ""
+        return [("device", f"{self.device}{processes}"), *found]
+
+
+def measure(max_threads: int | None = None) -> Machine:
+    """
+    Trains a small tokenizer and a small model for some steps in every way that the device has.
+
+    Args:
+        max_threads (`int`, *optional*): of a process on the processor; by default as many as torch takes.
+    """
+    state = PartialState()
+    max_threads = max_threads or torch.get_num_threads()
+    with torch.random.fork_rng(), _threads_kept():
+        model = _time_ways(
+            _ways(state.device, max_threads, ("sdpa", "eager")),
+            partial(model_step, REFERENCE_MODEL, REFERENCE_GRID, 64, MODEL_BATCH),
+        )
+        tokenizer = _time_ways(
+            _ways(state.device, max_threads, ("",)), partial(tokenizer_step, REFERENCE_TOKENIZER, TOKENIZER_BATCH)
+        )
+    # One number of threads for all stages: the one that is best for the model, which trains longest.
+    best = min(model, key=model.__getitem__)
+    same = {way: seconds for way, seconds in tokenizer.items() if way.num_threads == best.num_threads}
+    best_tokenizer = min(same, key=same.__getitem__)
+    model_work = training_flops(REFERENCE_MODEL.config(REFERENCE_GRID, 64)) * MODEL_BATCH
+    tokenizer_work = tokenizer_training_flops(REFERENCE_TOKENIZER) * TOKENIZER_BATCH
+    return Machine(
+        device=state.device.type,
+        num_processes=state.num_processes,
+        num_threads=best.num_threads,
+        tokenizer_precision=best_tokenizer.mixed_precision,
+        model_precision=best.mixed_precision,
+        attention=best.attention,
+        tokenizer_flops=state.num_processes * tokenizer_work / same[best_tokenizer],
+        model_flops=state.num_processes * model_work / model[best],
+        measured={
+            "tokenizer": {str(way): TOKENIZER_BATCH / seconds for way, seconds in tokenizer.items()},
+            "model": {str(way): MODEL_BATCH / seconds for way, seconds in model.items()},
+        },
+    )
+
+
+@dataclass
+class Rates:
+    """
+    Images a second of all processes, of one tokenizer and one model.
+
+    Attributes:
+        tokenizer, decoder, model (`float`): in training; the decoder with a perceptual loss and a discriminator, 0
+            where there is no network for that.
+        encoding (`float`): through the tokenizer's encoder.
+        sampling (`float`): times decoding steps: 200 are 10 images a second in 20 steps.
+    """
+
+    tokenizer: float
+    decoder: float
+    model: float
+    encoding: float
+    sampling: float
+
+
+def measure_rates(
+    machine: Machine,
+    tokenizer: TokenizerSize,
+    model: ModelSize,
+    num_codes: int,
+    batch_sizes: tuple[int, int],
+    decoder_losses: dict[str, float] | None,
+) -> Rates:
+    """
+    Trains what has been chosen for some steps.
+
+    Args:
+        machine ([`Machine`]): how to compute.
+        tokenizer ([`TokenizerSize`]), model ([`ModelSize`]), num_codes (`int`): what.
+        batch_sizes (`tuple[int, int]`): of the tokenizer and of the model.
+        decoder_losses (`dict`, *optional*): values of the decoder's recipe; without them it is not measured.
+    """
+    grid = (tokenizer.image_size // tokenizer.patch_size,) * 2
+    first, second = batch_sizes
+    with torch.random.fork_rng(), _threads_kept():
+        torch.set_num_threads(machine.num_threads)
+        seconds = {
+            "tokenizer": _seconds_of(tokenizer_step(tokenizer, first, machine.tokenizer_way)) / first,
+            "model": _seconds_of(model_step(model, grid, num_codes, second, machine.model_way)) / second,
+            "encoding": _seconds_of(encoding_step(tokenizer, first)) / first,
+            "sampling": _seconds_of(sampling_step(model, grid, num_codes, second, machine.attention)) / second,
+        }
+        if decoder_losses is not None:
+            step = decoder_step(tokenizer, first, decoder_losses, machine.tokenizer_way)
+            seconds["decoder"] = _seconds_of(step) / first
+    rates = {name: machine.num_processes / spent for name, spent in seconds.items()}
+    return Rates(**{"decoder": 0.0} | rates)
+
+
+def _ways(device: torch.device, max_threads: int, attentions: Sequence[str]) -> Iterator[Way]:
+    threads = sorted({1, max_threads}) if device.type == "cpu" else [max_threads]
+    for number in threads:
+        for precision in ("no", "bf16"):
+            for attention in attentions:
+                yield Way(precision, attention, number)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _time_ways(ways: Iterator[Way], step_of: Callable[[Way], Step]) -> dict[Way, float]:
+    """Seconds of a step in each way; of those that are hopeless, of the first one."""
+    seconds: dict[Way, float] = {}
+    for way in progress_bar(list(ways), desc="Measuring the machine", leave=False):
+        torch.set_num_threads(way.num_threads)
+        step = step_of(way)
+        first = _time(step)
+        is_hopeless = bool(seconds) and first > HOPELESS * min(seconds.values())
+        seconds[way] = first if is_hopeless else _median_seconds(step)
+    return seconds
+
+
+def _seconds_of(step: Step) -> float:
+    """Seconds of a step, a first one left out."""
+    first = _time(step)
+    return first if first > 2 * SECONDS_PER_WAY else _median_seconds(step)
+
+
+def _median_seconds(step: Step, most: int = 50) -> float:
+    taken = [_time(step)]
+    while sum(taken) < SECONDS_PER_WAY and len(taken) < most:
+        taken.append(_time(step))
+    return sorted(taken)[len(taken) // 2]
+
+
+def _time(step: Step) -> float:
+    device = PartialState().device
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _training_step(model: nn.Module, loss_of: Callable[[], torch.Tensor], way: Way) -> Step:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    average = [parameter.detach().clone() for parameter in parameters]
+
+    def step():
+        with torch.autocast(PartialState().device.type, torch.bfloat16, enabled=way.mixed_precision == "bf16"):
+            loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 0.01)
+
+    return step
+
+
+def _model_of(size: ModelSize, grid: tuple[int, int], num_codes: int, attention: str) -> MageForMaskedImageModeling:
+    model = MageForMaskedImageModeling(size.config(grid, num_codes)).to(PartialState().device)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def model_step(size: ModelSize, grid: tuple[int, int], num_codes: int, batch_size: int, way: Way) -> Step:
+    """A training step of a model on random tokens."""
+    device = PartialState().device
+    model = _model_of(size, grid, num_codes, way.attention).train()
+    tokens = torch.randint(num_codes, (batch_size, grid[0] * grid[1]), device=device)
+    generator = torch.Generator().manual_seed(0)
+
+    def loss() -> torch.Tensor:
+        masks = sample_masks(model.config, batch_size, generator=generator, device=device, per_image=True)
+        return model(input_ids=tokens, **masks.as_kwargs()).loss
+
+    return _training_step(model, loss, way)
+
+
+def tokenizer_step(size: TokenizerSize, batch_size: int, way: Way) -> Step:
+    """A training step of a tokenizer on random pixels, with the pixels' error for its loss."""
+    model = VQGANForTraining(size.build(), LossWeights()).to(PartialState().device).train()
+    pixels = _pixels(size, batch_size)
+    return _training_step(model, lambda: model(pixels).loss, way)
+
+
+def decoder_step(size: TokenizerSize, batch_size: int, losses: dict[str, float], way: Way) -> Step:
+    """A training step of a tokenizer's decoder, with a perceptual loss and a discriminator."""
+    vqvae = size.build()
+    for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantize):
+        part.requires_grad_(False)
+    discriminator = PatchDiscriminator(3, int(losses["discriminator_channels"]), int(losses["discriminator_levels"]))
+    perceptual = perceptual_distance("efficientnet-lite0", num_stages=int(losses["perceptual_stages"]))
+    weights = LossWeights(perceptual=losses["perceptual_weight"], adversarial=losses["adversarial_weight"])
+    model = VQGANForTraining(vqvae, weights, perceptual, Adversary(discriminator, "hinge", losses["lecam_weight"]))
+    model.to(PartialState().device).train()
+    pixels = _pixels(size, batch_size)
+    return _training_step(model, lambda: model(pixels).loss, way)
+
+
+def encoding_step(size: TokenizerSize, batch_size: int) -> Step:
+    """Tokens of random pixels."""
+    vqvae = size.build().to(PartialState().device).requires_grad_(False).eval()
+    pixels = _pixels(size, batch_size)
+    return lambda: encode_images(vqvae, pixels)
+
+
+def sampling_step(size: ModelSize, grid: tuple[int, int], num_codes: int, batch_size: int, attention: str) -> Step:
+    """One decoding step of a batch of samples."""
+    model = _model_of(size, grid, num_codes, attention).eval()
+    pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
+    pipe.set_progress_bar_config(disable=True)
+    return lambda: pipe(num_images=batch_size, num_inference_steps=1, output_type="latent")
+
+
+def _pixels(size: TokenizerSize, batch_size: int) -> torch.Tensor:
+    return torch.rand(batch_size, 3, size.image_size, size.image_size, device=PartialState().device)
+
+
+@functools.cache
+def tokenizer_training_flops(size: TokenizerSize) -> float:
+    """Operations an image of a tokenizer's training step, forward and backward. Nothing is computed."""
+    with torch.device("meta"):
+        model = VQGANForTraining(size.build(), LossWeights()).train()
+        pixels = torch.zeros(1, 3, size.image_size, size.image_size)
+    with FlopCounterMode(display=False) as counter:
+        model(pixels).loss.backward()
+    return counter.get_total_flops()
