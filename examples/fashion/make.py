@@ -21,6 +21,7 @@ import torch
 from examples import ROOT, run_script
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
+from transformers_mage.files import read_json, write_json
 from transformers_mage.hub.gallery import sample_gallery
 from transformers_mage.hub.model_card import add_gallery
 
@@ -126,8 +127,16 @@ def assemble(place: Workplace):
         pipe.vqvae.load_state_dict(decoder)
         sampling = json.loads((Path(__file__).parent / "sampling.json").read_text())[name]
         pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **sampling)
-        pipe.save_pretrained(card)
+        save_halved(pipe, card)
     (place / "assembled").touch()
+
+
+def save_halved(pipe: MagePipeline, folder: Path):
+    """Saves a pipeline with weights in float16, half as large, which load as float32; the tokenizer's are float32."""
+    pipe.model.half()
+    pipe.save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"dtype": "float32"})
 
 
 def try_samplings(place: Workplace):
