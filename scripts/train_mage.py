@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import DistributedType
@@ -70,6 +70,8 @@ class MageArguments(RepresentationArguments, TokenizerArguments, TokenArguments)
         default_factory=dict,
         metadata=group("fields of MageConfig; what the tokenizer decides need not be said.", model_values),
     )
+    # A model brings its tokenizer: a recipe's is not its own.
+    REPLACES: ClassVar = {"pretrained_model_name_or_path": ("tokenizer_name_or_path", "tokenizer_subfolder")}
     pretrained_model_name_or_path: str | None = argument(
         None, "Start from the weights of this MAGE model, with its tokenizer."
     )

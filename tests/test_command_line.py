@@ -1,5 +1,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -33,6 +34,31 @@ def test_the_command_line_overrides_the_recipe(recipe: str):
     assert (arguments.dataset_name, arguments.train_batch_size, arguments.learning_rate) == ("digits", 8, 1e-3)
     assert arguments.model == {"hidden_size": 96, "image_size": 32, "drop_ratio": 0}
     assert as_flat_dict(arguments)["model.hidden_size"] == 96
+
+
+@dataclass
+class WithModel(Arguments):
+    REPLACES: ClassVar = {"model_name": ("tokenizer_name",)}
+    model_name: str | None = None
+    tokenizer_name: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("words", "tokenizer"),
+    [
+        ([], "of the recipe"),
+        (["--model_name", "a model"], None),
+        (["--model_name=a model"], None),
+        (["--model_name", "a model", "--tokenizer_name", "another"], "another"),
+    ],
+)
+def test_a_flag_takes_the_place_of_another_value_of_the_recipe(tmp_path: Path, words: list[str], tokenizer: str):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset_name: digits\ntokenizer_name: of the recipe\nmodel_name: of the recipe\n")
+
+    arguments = parse_arguments(WithModel, "A script.", ["--config", str(recipe), *words])
+
+    assert arguments.tokenizer_name == tokenizer
 
 
 def test_a_saved_recipe_gives_the_same_values(recipe: str, tmp_path: Path):

@@ -197,6 +197,7 @@ class Runs:
             flags = ["--config", ROOT / "configs" / "representation_diffusion_fashion.yaml", "--report_to", "none"]
             flags += ["--model_name_or_path", led, *self.whole(), "--output_dir", folder, "--seed", seed]
             flags += ["--max_train_steps", self.arguments.max_diffusion_steps, "--resume_from_checkpoint", "latest"]
+            flags += ["--mixed_precision", self.arguments.mixed_precision]
             run_script("train_representation_diffusion", *flags)
         return folder
 

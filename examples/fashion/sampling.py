@@ -23,14 +23,20 @@ def load_pipeline(name_or_path: str, bf16: bool = False) -> MagePipeline:
 
 
 def generate(
-    pipe: MagePipeline, num_images: int, batch_size: int = 250, class_labels: Sequence[int] | None = None, **kwargs
+    pipe: MagePipeline,
+    num_images: int,
+    batch_size: int = 250,
+    class_labels: Sequence[int] | None = None,
+    seed: int = 0,
+    **kwargs,
 ) -> Tensor:
     """
     Args:
         pipe ([`MagePipeline`]): its progress bars are best disabled.
         num_images (`int`): how many.
-        batch_size (`int`): how many at once; each batch has a generator of its own, whose seed is its number.
+        batch_size (`int`): how many at once; each batch has a generator of its own.
         class_labels (`Sequence[int]` of length `num_images`, *optional*): of a class-conditional model.
+        seed (`int`): other seeds give other images; batch i's generator starts from `1000 * seed + i`.
         kwargs: of the pipeline's call, as `temperature`.
 
     Returns:
@@ -44,7 +50,7 @@ def generate(
             classes = {"num_images": size}
         else:
             classes = {"class_labels": list(class_labels[start : start + size])}
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(1000 * seed + number)
         images.append(to_uint8(pipe(generator=generator, output_type="pt", **classes, **kwargs).images))
     return torch.cat(images)
 

@@ -3,15 +3,23 @@ Tries ways of sampling a model of clothes, and scores each against the validatio
 
     python -m examples.fashion.sweep --model_name_or_path outputs/fashion/mage --judge outputs/fashion/judge
 
-Each row of the table is appended to `sweep.jsonl` at once; what is there is not tried again.
+What scripts/tune_sampling.py does with any model, by the judge of clothes. Each try is added to `sweep.jsonl` at once,
+and what is there is not tried again; `frontier.png` shows the distances against the work.
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
-from transformers_mage import MagePipeline, MageScheduler
+from transformers_mage.benchmarking import (
+    Tries,
+    averaged,
+    combinations,
+    count_gflops,
+    draw_frontier,
+    pipe_with,
+    without_weights,
+)
 
 from .images import load_split
 from .judge import FashionJudge, judge_images
@@ -30,6 +38,12 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--unmasking_order", nargs="+", default=["confidence", "random", "halton"])
     parser.add_argument("--temperature", type=float, nargs="+", default=[3.0, 6.0, 12.0])
     parser.add_argument("--token_temperature", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--masking_schedule", nargs="+", default=["cosine"])
+    parser.add_argument(
+        "--encoder_keep_share", type=float, nargs="+", default=[None], help="see MagePipeline; 1 is all"
+    )
+    parser.add_argument("--full_steps", type=int, nargs="+", default=[1], help="see MagePipeline")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--guidance_scale", type=float, nargs="+", help="of a class-conditional model")
     parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
@@ -38,47 +52,35 @@ def main(argv: list[str] | None = None):
     references = judge_images(judge, load_split(arguments.dataset_name, "validation")[0]).features
     pipe = load_pipeline(arguments.model_name_or_path, arguments.bf16)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    table = arguments.output_dir / "sweep.jsonl"
-    for settings in untried(all_settings(arguments), table):
-        images = generate(pipe_with(pipe, settings), arguments.num_images, **call_arguments(settings, arguments))
-        row = settings | fashion_scores(judge, images, references)
-        with table.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+    counted, tries = without_weights(pipe), Tries(arguments.output_dir / "sweep.jsonl")
+    settings = all_settings(arguments)
+    for setting in tries.untried(settings):
+        call = call_arguments(setting, arguments.num_images)
+        images = generate(pipe_with(pipe, setting), arguments.num_images, seed=setting["seed"], **call)
+        work = count_gflops(pipe_with(counted, setting), **call_arguments(setting, 1))
+        tries.add(setting | {"gflops": work} | fashion_scores(judge, images, references))
+        print(json.dumps(tries.rows[-1]), flush=True)
+    rows = averaged(tries.of(settings), settings, "fd")
+    draw_frontier(rows, "fd", arguments.output_dir / "frontier.png", "Fréchet distance (judge)")
 
 
 def all_settings(arguments: argparse.Namespace) -> list[dict]:
-    """Every combination, the noise on confidence only where the order is that of confidence."""
-    names = ("num_inference_steps", "unmasking_order", "temperature", "token_temperature", "guidance_scale")
-    choices = [getattr(arguments, name) or [None] for name in names]
-    found = []
-    for values in itertools.product(*choices):
-        settings = {"model": str(arguments.model_name_or_path), **dict(zip(names, values, strict=True))}
-        if settings["unmasking_order"] != "confidence":
-            settings["temperature"] = None
-        if settings not in found:
-            found.append(settings)
-    return found
+    names = (
+        *("num_inference_steps", "unmasking_order", "temperature", "token_temperature", "masking_schedule"),
+        *("full_steps", "seed"),
+    )
+    choices = {name: getattr(arguments, name) for name in names}
+    choices["encoder_keep_share"] = [None if share == 1 else share for share in arguments.encoder_keep_share]
+    choices["guidance_scale"] = arguments.guidance_scale or [None]
+    common = {"model": str(arguments.model_name_or_path), "num_images": arguments.num_images}
+    return [common | setting for setting in combinations(choices)]
 
 
-def untried(settings: list[dict], table: Path) -> list[dict]:
-    rows = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
-    return [each for each in settings if not any(each.items() <= row.items() for row in rows)]
-
-
-def pipe_with(pipe: MagePipeline, settings: dict) -> MagePipeline:
-    """The pipeline with a scheduler of these settings."""
-    names = ("num_inference_steps", "unmasking_order", "temperature", "token_temperature")
-    given = {name: settings[name] for name in names if settings[name] is not None}
-    pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **given)
-    return pipe
-
-
-def call_arguments(settings: dict, arguments: argparse.Namespace) -> dict:
-    if settings["guidance_scale"] is None:
+def call_arguments(setting: dict, num_images: int) -> dict:
+    if setting["guidance_scale"] is None:
         return {}
-    labels = [number % 10 for number in range(arguments.num_images)]
-    return {"class_labels": labels, "guidance_scale": settings["guidance_scale"]}
+    labels = [number % 10 for number in range(num_images)]
+    return {"class_labels": labels, "guidance_scale": setting["guidance_scale"]}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import traceback
 import types
 import typing
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -66,7 +66,8 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     anything is loaded.
 
     Args:
-        arguments_class (`type`): a dataclass with a method `check`.
+        arguments_class (`type`): a dataclass with a method `check`. Its `REPLACES`, if any, names flags that on the
+            command line take the place of others in a recipe.
         description (`str`): what `--help` says about the script.
         argv (`list[str]`, *optional*): the command line's words; the process's by default.
 
@@ -79,6 +80,7 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     parser = _create_parser(arguments_class, description, groups if {"-h", "--help"} & set(words) else {})
     config_file = parser.parse_known_args(words)[0].config
     recipe = _read_recipe(config_file, arguments_class, hints) if config_file else {}
+    recipe = _without_replaced(recipe, words, getattr(arguments_class, "REPLACES", {}))
     mappings = {name: dict(recipe.pop(name, None) or {}) for name in groups}
     parser.set_defaults(**recipe | dict.fromkeys(unset))
     arguments, *_, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
@@ -93,6 +95,15 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: li
     except ValueError as error:
         parser.error(str(error))
     return arguments
+
+
+def _without_replaced(
+    recipe: dict[str, Any], words: Sequence[str], replaces: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The recipe without the values in whose place a flag on the command line comes with its own."""
+    said = {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
+    replaced = {other for name in said for other in replaces.get(name, ())}
+    return {name: value for name, value in recipe.items() if name not in replaced}
 
 
 def _create_parser(

@@ -47,8 +47,11 @@ from .conversion.sizes import (
 )
 from .conversion.summary import next_steps, table, usage
 from .files import written_aside
+from .hub.gallery import sample_gallery
+from .hub.model_card import add_gallery
 from .hub_folders import check_repository, push_folder
 from .modeling_mage import MagePreTrainedModel
+from .pipeline_mage import MagePipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -75,6 +78,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of a classifier's classes, one a line")
     parser.add_argument("--num_attention_heads", type=int, metavar="N", help="of the encoder (default: width / 64)")
     parser.add_argument("--decoder_num_attention_heads", type=int, metavar="N", help="of the decoder (default: 16)")
+    parser.add_argument(
+        "--num_samples", type=_count, default=0, metavar="N", help="make so many images for the card's gallery"
+    )
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the folder to this repository of the Hub")
     parser.add_argument(
         "--with_code", action="store_true", help="let OUT carry the code that loads it without this package"
@@ -110,7 +116,8 @@ def convert(args: argparse.Namespace):
     check_free(args.out)
     if args.push_to_hub:
         args.push_to_hub = check_repository(args.push_to_hub)
-    with tqdm(total=5, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
+    steps = 6 if args.num_samples else 5
+    with tqdm(total=steps, bar_format="{desc:<24}{bar}{n_fmt}/{total_fmt} [{elapsed}]") as progress:
         with _step(progress, "reading"):
             checkpoint, model = read(args)
         with _step(progress, "converting"):
@@ -149,7 +156,12 @@ def write(
             checkpoint.release()
             kinds = {name: type(each) for name, each in {"": model, **parts}.items()}
             read_again = ((name, read_model(folder / name, kind)) for name, kind in kinds.items())
-            return max(compare_passes(expected[name], forward_pass(each)) for name, each in read_again)
+            difference = max(compare_passes(expected[name], forward_pass(each)) for name, each in read_again)
+        if args.num_samples:
+            with _step(progress, "making samples"):
+                samples = sample_gallery(MagePipeline.from_pretrained(folder), args.num_samples)
+                add_gallery(folder / "README.md", samples)
+        return difference
 
 
 def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
@@ -157,6 +169,8 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     checkpoint = read_checkpoint(args.checkpoint)
     if args.labels and checkpoint.kind not in ("classifier", "probe"):
         raise CheckpointError(f"`--labels` are for classifiers, but {args.checkpoint} is a {checkpoint.kind} file.")
+    if args.num_samples:
+        check_makes_images(checkpoint, has_tokenizer=bool(args.tokenizer or checkpoint.tokenizer))
     if args.tokenizer:
         tokenizer = read_checkpoint(args.tokenizer)
         add_tokenizer(checkpoint, tokenizer)
@@ -171,6 +185,17 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     model = build_empty(checkpoint, config)
     check_weights(checkpoint, model)
     return checkpoint, model
+
+
+def check_makes_images(checkpoint: OriginalCheckpoint, has_tokenizer: bool):
+    """Raises CheckpointError where there is nothing to make samples with."""
+    if checkpoint.kind == "pretraining" and has_tokenizer:
+        return
+    without = "" if has_tokenizer else " without one"
+    raise CheckpointError(
+        f"`--num_samples` are of models that make images, with their tokenizer, but {checkpoint.path} is a "
+        f"{checkpoint.kind} file{without}."
+    )
 
 
 def read_parts(args: argparse.Namespace, checkpoint: OriginalCheckpoint, config: MageConfig | None) -> dict[str, Any]:
@@ -194,6 +219,13 @@ def push(folder: Path, name: str):
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is written, but could not be uploaded to {name}: {error}") from error
     print(f"Uploaded to {address}.")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number
 
 
 def _state_of(out: Path) -> str:

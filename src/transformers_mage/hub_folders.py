@@ -271,11 +271,11 @@ def push_folder(
         `str`: the address of the commit, or of the pull request.
 
     Raises:
-        OSError: in one line, where the token is wrong or the name is another's.
+        OSError: in one line, where the token is wrong, the name is another's or the upload breaks off.
     """
     repo_id = check_repository(repo_id, token, private)
     api = HfApi(token=token)
-    with explained(repo_id, revision, token):
+    with explained(repo_id, revision, token), _explained_upload(repo_id):
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         _complete_card(folder, repo_id, api, list(tags or []))
@@ -290,6 +290,18 @@ def push_folder(
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+@contextmanager
+def _explained_upload(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # as which the Hub's library gives up on a large file
+        reason = f"{error} {error.__cause__ or ''}".replace("\n", " ").strip()
+        raise OSError(
+            f"The upload to {repo_id} broke off, and nothing there has changed: {reason}. Push again: what has "
+            "arrived is not sent again."
+        ) from error
 
 
 def holds_weights(folder: str | os.PathLike, variant: str | None = None) -> bool:

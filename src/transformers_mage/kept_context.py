@@ -43,7 +43,7 @@ class RecordedContext:
     def follow(self, kept_positions: torch.LongTensor | None):
         """Says that the layers to come compute the class token and these positions, in order."""
         if kept_positions is not None:
-            self._slots = torch.searchsorted(kept_positions, self.positions) + 1
+            self._slots = _find(kept_positions, self.positions) + 1
 
     def select(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the decoder computes of `(batch_size, 1 + sequence_length, width)`."""
@@ -90,7 +90,7 @@ class ReusedContext:
         return hidden_states.gather(1, slots[..., None].expand(-1, -1, hidden_states.shape[-1]))
 
     def slots_of(self, positions: torch.LongTensor, length: int) -> torch.LongTensor:
-        return torch.searchsorted(self._computed(length), positions) + 1
+        return _find(self._computed(length), positions) + 1
 
     def _covers(self, length: int) -> torch.BoolTensor:
         nowhere = torch.zeros(self.positions.shape[0], length, dtype=torch.bool, device=self.positions.device)
@@ -99,6 +99,11 @@ class ReusedContext:
     def _computed(self, length: int) -> torch.LongTensor:
         """(batch_size, length - num_positions): the positions that are not kept, in order."""
         return self._covers(length).byte().argsort(dim=1, stable=True)[:, : length - self.positions.shape[1]]
+
+
+def _find(ordered: torch.LongTensor, positions: torch.LongTensor) -> torch.LongTensor:
+    """Where in each row of `ordered` the positions are."""
+    return torch.searchsorted(ordered.contiguous(), positions.contiguous())
 
 
 KeptContext: TypeAlias = RecordedContext | ReusedContext

@@ -151,12 +151,26 @@ def test_nearest_image_of_a_copy_is_its_original(generator):
     assert distances.max() < 1e-2
 
 
-def test_sweep_tries_each_setting_once(tmp_path):
-    table = tmp_path / "sweep.jsonl"
-    settings = [{"temperature": 3.0, "num_inference_steps": 8}, {"temperature": 6.0, "num_inference_steps": 8}]
-    table.write_text(json.dumps(settings[0] | {"fd": 1.0}) + "\n")
+@pytest.mark.filterwarnings("ignore:.*too few for features")
+def test_ways_of_sampling_are_tried_once(data, tmp_path, small_config, monkeypatch):
+    config = MageConfig(**{**small_config.to_dict(), "image_size": 28})
+    model = MageForMaskedImageModeling(config).eval()
+    MagePipeline(model, MageScheduler(config.mask_token_id)).save_pretrained(tmp_path / "model")
+    FashionJudge().save(tmp_path / "model.safetensors")
+    flags = ["--dataset_name", data, "--model_name_or_path", tmp_path / "model", "--judge", tmp_path]
+    flags += ["--num_images", 10, "--num_inference_steps", 2, 3, "--unmasking_order", "confidence", "--temperature", 6]
+    flags += ["--output_dir", tmp_path / "sweep", "--encoder_keep_share", 1, 0.5]
 
-    assert sweep.untried(settings, table) == settings[1:]
+    sweep.main([str(flag) for flag in flags])
+
+    rows = [json.loads(line) for line in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    assert [(row["num_inference_steps"], row["encoder_keep_share"]) for row in rows] == [
+        (2, None), (2, 0.5), (3, None), (3, 0.5),
+    ]  # fmt: skip
+    assert all(row["gflops"] > 0 and row["fd"] >= 0 for row in rows)
+    assert (tmp_path / "sweep" / "frontier.png").exists()
+    monkeypatch.setattr(sweep, "generate", None)
+    sweep.main([str(flag) for flag in flags])
 
 
 @pytest.mark.filterwarnings("ignore:.*are too few for features")

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 
 from tests.original_files import original_weights, save_original
 from tests.test_convert_original_checkpoint import convert
 from transformers_mage import MagePipeline, convert_original_checkpoint
+from transformers_mage.hub.gallery import sample_gallery
+from transformers_mage.hub.model_card import enlarge
 
 from .server import HubServer
 
@@ -25,6 +30,28 @@ def test_push(logged_in: HubServer, checkpoint: Path, tmp_path: Path):
     assert 'from_pretrained("org/mage-tiny")' in (folder / "README.md").read_text()
     loaded, written = MagePipeline.from_pretrained("org/mage-tiny"), MagePipeline.from_pretrained(folder)
     assert torch.equal(loaded.model.head.dense.weight, written.model.head.dense.weight)
+
+
+def test_gallery(checkpoint: Path, tmp_path: Path):
+    folder = convert(checkpoint, tmp_path / "out", "--num_samples", "2")
+
+    card = ModelCard.load(folder / "README.md")
+    shown = [sample["output"]["url"] for sample in card.data.widget]
+    assert shown == ["pictures/sample-0.png", "pictures/sample-1.png"]
+    assert "<Gallery />" in card.text
+    sample = sample_gallery(MagePipeline.from_pretrained(folder), 2)[1]
+    picture = Image.open(folder / shown[1])
+    assert np.array_equal(np.asarray(picture), np.asarray(enlarge(sample.image)))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "model"])
+def test_samples_of_what_makes_none(kind: str, tmp_path: Path):
+    checkpoint = save_original(tmp_path / "mage.pth", original_weights(kind, tokenizer=kind == "classifier"))
+
+    with pytest.raises(SystemExit, match="`--num_samples` are of models that make images, with their tokenizer"):
+        convert(checkpoint, tmp_path / "out", "--num_samples", "2")
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_with_code(checkpoint: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ VALIDATION = ["--validation_split", "test", "--crop_scale_min", "1"]
 # By the script and the flag that takes the name: what else it needs.
 CALLS = {
     ("cache_tokens", "tokenizer_name_or_path"): ["--views", "1"],
+    ("compare_representations", "model_name_or_path"): VALIDATION,
     ("evaluate_generation", "feature_network"): ["--samples", "{pictures}", "--references", "{pictures}"],
     ("evaluate_generation", "tokenizer"): ["--references", "{pictures}", "--feature_network", "{folder}"],
     ("evaluate_reconstruction", "tokenizers"): ["--references", "{pictures}", "--feature_networks", "{folder}"],
@@ -28,10 +29,13 @@ CALLS = {
     ("finetune", "model_name_or_path"): [*TRAINING, *VALIDATION],
     ("generate", "pretrained_model_name_or_path"): ["--num_images", "2", "--num_inference_steps", "2"],
     ("linear_probe", "model_name_or_path"): [*TRAINING, *VALIDATION],
+    ("reduce_codes", "tokenizer_name_or_path"): ["--image_size", "8", "--codebook_size", "4"],
     ("train_mage", "tokenizer_name_or_path"): [*MODEL_FLAGS, *TRAINING],
     ("train_mage", "pretrained_model_name_or_path"): TRAINING,
     ("train_vqgan", "pretrained_model_name_or_path"): TRAINING,
 }
+# Of a model of a kind of its own: one that representations lead.
+LED = ("train_representation_diffusion", "model_name_or_path")
 WITHOUT_DATA = ("evaluate_generation", "evaluate_reconstruction", "export", "generate")
 EVERY_CALL = pytest.mark.parametrize(("script", "flag"), CALLS)
 
@@ -63,7 +67,14 @@ def test_no_script_is_forgotten():
         for path in (ROOT / "scripts").glob("*.py")
         for flag in re.findall(r"\.(\w*name_or_path)\b", path.read_text())
     }
-    assert flags <= set(CALLS)
+    assert flags <= {*CALLS, LED}
+
+
+def test_a_model_that_no_representations_lead_is_told_by_its_name(hub: HubServer, saved: Path, colours: Path):
+    hub.hub.create(NAME, saved)
+
+    with pytest.raises(SystemExit, match="org/model is not led by representations"):
+        load_script(LED[0])([f"--{LED[1]}", NAME, "--dataset_name", colours])
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from PIL import Image as PilImage
 
 from tests.in_process import load_module
 from transformers_mage.data.loading import DatasetSpec
-from transformers_mage.quickstart import Quickstart, choosing, recipes, running
+from transformers_mage.quickstart import Quickstart, choosing, judging, recipes, running
 from transformers_mage.quickstart.measuring import Machine, Rates
+from transformers_mage.quickstart.sizes import ModelSize
 
 MACHINE = Machine(
     device="cpu",
@@ -37,6 +38,9 @@ def steady_machine(monkeypatch):
     # As little as there can be of everything.
     monkeypatch.setattr(choosing, "FEWEST_AT_ALL", 8)
     monkeypatch.setattr(choosing, "FEWEST_JUDGED", 12)
+    monkeypatch.setattr(choosing, "MODEL_SIZES", (ModelSize(32, 1, 32, 1),))
+    monkeypatch.setattr(choosing, "TOKENIZER_WIDTHS", (8,))
+    monkeypatch.setattr(judging, "STEPS", 2)
     monkeypatch.setattr(recipes, "LOOKS", 2)
 
 

@@ -3,11 +3,15 @@
 import dataclasses
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.quickstart.conftest import MACHINE, RATES
 from transformers_mage.quickstart.choosing import Plan, as_dict, choose, num_codes, plan_of, sides_of
 from transformers_mage.quickstart.looking import ImageSurvey
-from transformers_mage.quickstart.sizes import training_flops_of
+from transformers_mage.quickstart.measuring import tokenizer_training_flops
+from transformers_mage.quickstart.sizes import TokenizerSize, training_flops_of
+from transformers_mage.training.vqgan.objective import LossWeights, VQGANForTraining
 
 CLOTHES = ImageSurvey(
     num_images=55_000,
@@ -139,3 +143,14 @@ def test_a_plan_is_kept():
     plan = plan_for(CLOTHES, 1.0)
 
     assert plan_of(as_dict(plan)) == plan
+
+
+def test_operations_grow_with_the_area():
+    small, large = (TokenizerSize(side, 4, 16, 64) for side in (8, 24))
+    assert tokenizer_training_flops(large) == 9 * tokenizer_training_flops(small)
+
+    with torch.device("meta"):
+        model, pixels = VQGANForTraining(large.build(), LossWeights()), torch.zeros(1, 3, 24, 24)
+    with FlopCounterMode(display=False) as counter:
+        model(pixels).loss.backward()
+    assert tokenizer_training_flops(large) == counter.get_total_flops()

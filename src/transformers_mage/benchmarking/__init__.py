@@ -12,6 +12,10 @@ __getattr__, __all__ = lazy_front(
         "measuring": ["Measurement", "interleave", "measure_peak_memory", "measure_product_rate", "profile_table"],
         "models": ["SIZES", "build_model", "plain_copy"],
         "reporting": ["as_json", "describe_machine", "markdown_table", "ratio_table"],
+        "tuning": [
+            *("Tries", "averaged", "best_within", "combinations", "count_gflops", "draw_frontier", "frontier"),
+            *("pipe_with", "save_setting", "without_weights"),
+        ],
         "workloads": ["ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
     },
 )

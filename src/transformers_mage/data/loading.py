@@ -227,13 +227,14 @@ def _found_split(split: str | None, splits: Collection[str]) -> str:
 
 
 def _load_by_name(spec: DatasetSpec) -> Dataset | IterableDataset:
-    try:
-        return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
-    except datasets.exceptions.DatasetNotFoundError:
-        # Which does not say where to ask for access: what it stumbled over does.
-        with explained(spec.name, kind="dataset"), suppress(RemoteEntryNotFoundError):
-            hf_hub_download(spec.name, "README.md", repo_type="dataset")
-        raise
+    with explained(spec.name, kind="dataset"):
+        try:
+            return load_dataset(spec.name, spec.config_name, split=spec.split, streaming=spec.streaming)
+        except datasets.exceptions.DatasetNotFoundError:
+            # Which does not say where to ask for access: what it stumbled over does.
+            with suppress(RemoteEntryNotFoundError):
+                hf_hub_download(spec.name, "README.md", repo_type="dataset")
+            raise
 
 
 def _files_by_split(name: str, suffix: str) -> dict[str, list[str]]:

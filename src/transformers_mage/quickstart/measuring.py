@@ -324,9 +324,11 @@ def _pixels(size: TokenizerSize, batch_size: int) -> torch.Tensor:
 @functools.cache
 def tokenizer_training_flops(size: TokenizerSize) -> float:
     """Operations an image of a tokenizer's training step, forward and backward. Nothing is computed."""
+    # It is convolutional: operations grow with the area.
+    side = 2 * size.patch_size
     with torch.device("meta"):
         model = VQGANForTraining(size.build(), LossWeights()).train()
-        pixels = torch.zeros(1, 3, size.image_size, size.image_size)
+        pixels = torch.zeros(1, 3, side, side)
     with FlopCounterMode(display=False) as counter:
         model(pixels).loss.backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops() * (size.image_size / side) ** 2

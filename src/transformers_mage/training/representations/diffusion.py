@@ -103,13 +103,7 @@ def write_diffusion(
     if pipe is None:
         written.save_pretrained(folder)
         return
-    joined = MagePipeline(
-        pipe.model,
-        pipe.scheduler,
-        pipe.image_processor,
-        representation_model=written.eval(),
-        representation_encoder=pipe.representation_encoder,
-    )
-    joined.save_pretrained(folder)
-    facts = arguments.card_facts(name, "generation", pipe.model.config, sample_gallery(joined))
+    pipe.register_modules(representation_model=written.eval(), representation_scheduler=DDIMScheduler(**DDIM_SETTINGS))
+    pipe.save_pretrained(folder)
+    facts = arguments.card_facts(name, "generation", pipe.model.config, sample_gallery(pipe))
     write_card(folder, facts)

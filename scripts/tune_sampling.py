@@ -1,0 +1,208 @@
+"""
+Finds how to sample a MAGE model: tries settings, scores each against real images, and counts what an image costs.
+
+    python scripts/tune_sampling.py --model_name_or_path FOLDER --references imagenet/val --output_dir tuning
+    python scripts/tune_sampling.py ... --encoder_keep_share 1 0.5 --full_steps 1 2 --budget 500 --save
+
+Every try is a line of `tries.jsonl`, and what is there is not tried again: the same command resumes. `frontier.png`
+shows the scores against the work. With `--budget`, the best setting that costs no more is named, and with `--save`
+written into the model's folder and its card.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from transformers_mage import MagePipeline
+from transformers_mage.benchmarking import (
+    Tries,
+    averaged,
+    best_within,
+    combinations,
+    count_gflops,
+    draw_frontier,
+    frontier,
+    pipe_with,
+    save_setting,
+    without_weights,
+)
+from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
+from transformers_mage.files import fingerprint, locked
+from transformers_mage.hub.cards import markdown_table, replace_block
+from transformers_mage.metrics import FrechetInceptionDistance, ImageCollection, load_feature_network
+from transformers_mage.metrics.feature_networks import FeatureNetwork
+from transformers_mage.progress import progress_bar
+from transformers_mage.sampling import ClassPlan, Sampler
+from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES
+
+CHOICES = (
+    *("num_inference_steps", "temperature", "masking_schedule", "temperature_schedule"),
+    *("encoder_keep_share", "full_steps"),
+)
+CARD_BLOCK = "sampling"
+
+
+@dataclass
+class TuningArguments:
+    model_name_or_path: str | None = argument(None, "A MAGE model's folder or Hub name.")
+    references: str | None = argument(None, "Real images: a folder, or a dataset.")
+    references_split: str | None = argument(None, "The split of a dataset of references with several.")
+    image_column: str | None = argument(None, "The column with the images of a dataset with several such columns.")
+    feature_network: str = argument(
+        "inception", '"inception", "efficientnet-lite0", or the folder or Hub name of a vision model.'
+    )
+    inception_weights: str | None = argument(None, "torch-fidelity's weights file, if it is not in torch's cache.")
+    num_images: int = argument(5000, "Images of each try.")
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Each setting is tried with all of them."})
+    batch_size: int = argument(64, "Images made at once.")
+    guidance_scale: float = argument(0.0, "Strength of classifier-free guidance; 0 is none.")
+    num_inference_steps: list[int] = field(
+        default_factory=lambda: [8, 12, 16, 20], metadata={"help": "Decoding steps to try."}
+    )
+    temperature: list[float] = field(
+        default_factory=lambda: [3.0, 6.0, 12.0],
+        metadata={"help": "Strengths of the noise on the choice of tokens to try."},
+    )
+    masking_schedule: list[str] = field(
+        default_factory=lambda: ["cosine"], metadata={"help": f"Schedules to try, of {', '.join(MASKING_SCHEDULES)}."}
+    )
+    temperature_schedule: list[str] = field(
+        default_factory=lambda: ["linear"], metadata={"help": f"And of {', '.join(TEMPERATURE_SCHEDULES)}."}
+    )
+    encoder_keep_share: list[float] = field(
+        default_factory=lambda: [1.0, 0.5], metadata={"help": "Least shares that the encoder sees to try; 1 is all."}
+    )
+    full_steps: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Every how many steps all tokens are computed, to try."}
+    )
+    budget: float | None = argument(None, "Name the best setting of at most so many GFLOP an image.")
+    save: bool = argument(False, "Write the best setting into the model's folder, and its score into its card.")
+    output_dir: str = argument("tuning", "Where the tries go.")
+
+    def check(self):
+        if not self.model_name_or_path or not self.references:
+            raise ValueError("Say which model to tune (`--model_name_or_path`) and by which images (`--references`).")
+        check_numbers(self, "num_images batch_size", at_least=1)
+        if self.save and self.budget is None:
+            raise ValueError("`--save` writes the best setting within a budget: add `--budget GFLOP`.")
+        if self.save and not Path(self.model_name_or_path).is_dir():
+            raise ValueError(f"`--save` writes into a folder, and {self.model_name_or_path} is none here.")
+
+
+@reports_errors
+def main(argv: list[str] | None = None):
+    arguments = parse_arguments(TuningArguments, __doc__, argv)
+    folder = Path(arguments.output_dir)
+    with locked(folder):
+        tries = Tries(folder / "tries.jsonl")
+        rows = try_untried(arguments, tries)
+        draw_frontier(rows, "fid", folder / "frontier.png", f"FID ({arguments.feature_network} features)")
+    print(table_of(frontier(rows, "fid")))
+    if arguments.budget is not None:
+        report_best(arguments, best_within(rows, "fid", arguments.budget))
+
+
+def try_untried(arguments: TuningArguments, tries: Tries) -> list[dict]:
+    """All tries of this run's settings, those of earlier runs among them, averaged over seeds."""
+    pipe = load_pipeline(arguments)
+    common = {
+        "model": fingerprint(pipe.model),
+        **{name: getattr(arguments, name) for name in ("references", "feature_network", "num_images")},
+        "guidance_scale": arguments.guidance_scale,
+    }
+    settings = [common | setting for setting in all_settings(arguments)]
+    untried = tries.untried(settings)
+    if untried:
+        network = load_feature_network(arguments.feature_network, arguments.inception_weights).to(pipe.device)
+        features, counted = FeatureNetwork(network), without_weights(pipe)
+        references = reference_features(arguments, features, pipe)
+        for setting in progress_bar(untried, desc="Trying"):
+            scores = score(pipe_with(pipe, setting), setting, arguments, features, references)
+            work = count_gflops(pipe_with(counted, setting), **call_arguments(pipe, setting, 1))
+            tries.add(setting | {"gflops": work} | scores)
+    return averaged(tries.of(settings), settings, "fid")
+
+
+def load_pipeline(arguments: TuningArguments) -> MagePipeline:
+    name = arguments.model_name_or_path
+    try:
+        pipe = MagePipeline.from_pretrained(name).to(PartialState().device)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def all_settings(arguments: TuningArguments) -> list[dict]:
+    choices = {name: getattr(arguments, name) for name in CHOICES} | {"seed": arguments.seeds}
+    # Of all tokens nothing is dropped.
+    choices["encoder_keep_share"] = [None if share == 1 else share for share in choices["encoder_keep_share"]]
+    return combinations(choices)
+
+
+def reference_features(arguments: TuningArguments, features: FeatureNetwork, pipe: MagePipeline) -> torch.Tensor:
+    source = ImageCollection(
+        arguments.references,
+        arguments.references_split,
+        arguments.image_column,
+        pipe.model.config.image_height_width[0],
+    )
+    batches = progress_bar(source.batches(arguments.batch_size), desc="References")
+    return torch.cat([features(images.to(pipe.device)).features for images, _ in batches if images is not None])
+
+
+def score(
+    pipe: MagePipeline, setting: dict, arguments: TuningArguments, features: FeatureNetwork, references: torch.Tensor
+) -> dict[str, float]:
+    """The Fréchet distance of a setting's images."""
+    classes = ClassPlan(pipe.model.config, None, arguments.num_images)
+    guidance = {"guidance_scale": arguments.guidance_scale} if arguments.guidance_scale else {}
+    make = Sampler(pipe, classes, setting["seed"], guidance)
+    metric = FrechetInceptionDistance(features.network)
+    metric.add_batch(references=references)
+    for start in progress_bar(range(0, arguments.num_images, arguments.batch_size), desc="Generating", leave=False):
+        end = min(start + arguments.batch_size, arguments.num_images)
+        images = torch.from_numpy(make(range(start, end))).permute(0, 3, 1, 2)
+        metric.add_batch(predictions=features(images.to(pipe.device)).features)
+    return metric.compute()
+
+
+def call_arguments(pipe: MagePipeline, setting: dict, num_images: int) -> dict:
+    if not pipe.model.config.num_classes:
+        return {"num_images": num_images}
+    return {"class_labels": [0] * num_images, "guidance_scale": setting["guidance_scale"]}
+
+
+def table_of(rows: list[dict]) -> str:
+    header = [*CHOICES, "GFLOP an image", "FID"]
+    return markdown_table(
+        header, [[*(row[name] for name in CHOICES), f"{row['gflops']:.4g}", f"{row['fid']:.4g}"] for row in rows]
+    )
+
+
+def report_best(arguments: TuningArguments, best: dict):
+    print(f"\nThe best of at most {arguments.budget:g} GFLOP an image:\n\n{table_of([best])}")
+    if not arguments.save:
+        return
+    folder = Path(arguments.model_name_or_path)
+    save_setting(folder, best)
+    note = (
+        f"Sampled by default with these settings, found by `scripts/tune_sampling.py` (FID of {arguments.num_images} "
+        f"images by {arguments.feature_network}, {best['seeds']} seeds):\n\n{table_of([best])}"
+    )
+    write_into_card(folder / "README.md", note)
+    print(f"Written into {folder}.")
+
+
+def write_into_card(card: Path, note: str):
+    """Where an earlier note is, or at the end."""
+    text = card.read_text() if card.exists() else ""
+    if f"<!-- {CARD_BLOCK} -->" not in text:
+        card.write_text(f"{text.rstrip()}\n\n## Sampling\n\n<!-- {CARD_BLOCK} -->\n<!-- /{CARD_BLOCK} -->\n".lstrip())
+    replace_block(card, CARD_BLOCK, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Finding out how to sample a model within a budget of work."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.in_process import load_script
+from transformers_mage import MagePipeline
+from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier
+
+ROWS = [{"gflops": g, "fid": f} for g, f in ((1, 9.0), (2, 5.0), (3, 6.0), (4, 4.0), (4, 7.0))]
+
+
+@pytest.fixture
+def folder(small_pipeline, tmp_path):
+    """A model's folder beside another's, which serves as the feature network, and real images."""
+    for name in ("model", "network"):
+        small_pipeline.save_pretrained(tmp_path / name)
+    (tmp_path / "network" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}})
+    )
+    (tmp_path / "real").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{number}.png")
+    return tmp_path
+
+
+def tune(folder, *more: str):
+    load_script("tune_sampling")(
+        [
+            *(
+                "--model_name_or_path",
+                folder / "model",
+                "--references",
+                folder / "real",
+                "--output_dir",
+                folder / "out",
+            ),
+            *("--feature_network", folder / "network", "--num_images", "4", "--batch_size", "4"),
+            *("--num_inference_steps", "2", "4", "--temperature", "6", "--full_steps", "1", "2", *more),
+        ]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer samples")
+def test_tries_are_kept_and_the_best_is_written_into_the_folder(folder, capsys):
+    tune(folder)
+    table = (folder / "out" / "tries.jsonl").read_text()
+    rows = [json.loads(line) for line in table.splitlines()]
+    assert len({(r["num_inference_steps"], r["encoder_keep_share"], r["full_steps"]) for r in rows}) == 8
+    work = {(r["num_inference_steps"], r["encoder_keep_share"], r["full_steps"]): r["gflops"] for r in rows}
+    assert work[4, 0.5, 2] < work[4, 0.5, 1] < work[4, None, 1]
+    assert Image.open(folder / "out" / "frontier.png").size[0] > 400
+
+    tune(folder, "--budget", "1000", "--save")
+
+    assert (folder / "out" / "tries.jsonl").read_text() == table
+    best = min(rows, key=lambda row: row["fid"])
+    pipe = MagePipeline.from_pretrained(folder / "model")
+    assert pipe.scheduler.config.num_inference_steps == best["num_inference_steps"]
+    assert (pipe.config.encoder_keep_share, pipe.config.full_steps) == (best["encoder_keep_share"], best["full_steps"])
+    assert f"{best['fid']:.4g}" in (folder / "model" / "README.md").read_text()
+    assert "The best of at most 1000 GFLOP an image" in capsys.readouterr().out
+
+
+def test_the_frontier_is_what_nothing_cheaper_equals():
+    assert frontier(ROWS, "fid") == [ROWS[0], ROWS[1], ROWS[3]]
+
+
+def test_the_best_within_a_budget():
+    assert best_within(ROWS, "fid", 3.5) == ROWS[1]
+    with pytest.raises(ValueError, match=r"The budget is 0\.5 GFLOP an image, and the cheapest try takes 1"):
+        best_within(ROWS, "fid", 0.5)
+
+
+def test_noise_on_confidence_is_tried_only_where_it_is_used():
+    choices = {"unmasking_order": ["confidence", "halton"], "temperature": [3.0, 6.0]}
+    assert [row["temperature"] for row in combinations(choices)] == [3.0, 6.0, None]
+
+
+def test_each_setting_is_tried_once(tmp_path):
+    settings = combinations({"num_inference_steps": [4, 8], "temperature": [6.0]})
+    Tries(tmp_path / "tries.jsonl").add(settings[0] | {"fid": 1.0})
+    assert Tries(tmp_path / "tries.jsonl").untried(settings) == settings[1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Say which model to tune"),
+        (["--model_name_or_path", "a", "--references", "b", "--save", "true"], "add `--budget GFLOP`"),
+    ],
+)
+def test_what_cannot_be_tuned(words, message, capsys):
+    with pytest.raises(SystemExit):
+        load_script("tune_sampling")(words)
+    assert message in capsys.readouterr().err
