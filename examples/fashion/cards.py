@@ -30,12 +30,15 @@ def write_card(card: Path, evaluation: Path):
 
 def generation_table(figures: dict[str, dict]) -> str:
     networks = [name.removeprefix("fd_") for name in figures["samples"] if name.startswith("fd_")]
-    header = ["", "FD", *(f"FD, {network}" for network in networks), "sure, %", "junk, %", "precision, %", "recall, %"]
+    shares = {"sure": "sure, %", "junk": "junk, %", "precision": "precision, %", "recall": "recall, %"}
+    if "asked_class" in figures["samples"]:
+        shares["asked_class"] = "as asked for, %"
+    header = ["", "FD", *(f"FD, {network}" for network in networks), *shares.values()]
     rows = []
     for name, title in ROWS.items():
         row = figures[name]
         distances = [f"{row['fd']:.3f}", *(f"{row[f'fd_{network}']:.2f}" for network in networks)]
-        rows.append([title, *distances, *(percent(row[key]) for key in ("sure", "junk", "precision", "recall"))])
+        rows.append([title, *distances, *(percent(row[key]) if key in row else "" for key in shares)])
     return markdown_table(header, rows)
 
 
