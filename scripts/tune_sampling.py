@@ -31,6 +31,7 @@ from transformers_mage.benchmarking import (
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.files import fingerprint, locked
 from transformers_mage.hub.cards import markdown_table, replace_block
+from transformers_mage.hub_folders import UNREADABLE
 from transformers_mage.metrics import FrechetInceptionDistance, ImageCollection, load_feature_network
 from transformers_mage.metrics.feature_networks import FeatureNetwork
 from transformers_mage.progress import progress_bar
@@ -94,19 +95,17 @@ class TuningArguments:
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(TuningArguments, __doc__, argv)
-    folder = Path(arguments.output_dir)
+    pipe, folder = load_pipeline(arguments), Path(arguments.output_dir)
     with locked(folder):
-        tries = Tries(folder / "tries.jsonl")
-        rows = try_untried(arguments, tries)
+        rows = try_untried(arguments, pipe, Tries(folder / "tries.jsonl"))
         draw_frontier(rows, "fid", folder / "frontier.png", f"FID ({arguments.feature_network} features)")
     print(table_of(frontier(rows, "fid")))
     if arguments.budget is not None:
         report_best(arguments, best_within(rows, "fid", arguments.budget))
 
 
-def try_untried(arguments: TuningArguments, tries: Tries) -> list[dict]:
+def try_untried(arguments: TuningArguments, pipe: MagePipeline, tries: Tries) -> list[dict]:
     """All tries of this run's settings, those of earlier runs among them, averaged over seeds."""
-    pipe = load_pipeline(arguments)
     common = {
         "model": fingerprint(pipe.model),
         **{name: getattr(arguments, name) for name in ("references", "feature_network", "num_images")},
@@ -129,7 +128,7 @@ def load_pipeline(arguments: TuningArguments) -> MagePipeline:
     name = arguments.model_name_or_path
     try:
         pipe = MagePipeline.from_pretrained(name).to(PartialState().device)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -77,7 +77,7 @@ def test_editing_as_another_class(small_config: MageConfig):
     edited = run(pipe, **edit)
     assert edited.shape == (3, 3, 32, 32)
     assert torch.equal(edited[0, ..., :16], edited[1, ..., :16])
-    with pytest.raises(ValueError, match="one for each of the 2 images, got 3"):
+    with pytest.raises(ValueError, match="as many of one as of the other, got 2 images and 3 classes"):
         run(pipe, image=[photograph(), photograph()], padding=4, class_labels=[0, 1, 2])
 
 
@@ -242,7 +242,10 @@ def test_a_preview_is_the_image_where_codes_are_colours(small_pipeline: MagePipe
         ({"height": 16, "width": 16}, r"at least as large .*\(32, 32\).*got \(16, 16\)"),
         ({"image": photograph(), "mask_image": left_half_black(32, 40)}, "as large as its image"),
         ({"image": [photograph(), photograph(32, 64)], "padding": 4}, "different shapes make no batch"),
-        ({"callback_on_step_end_tensor_inputs": ["logits"]}, r"can hold \['tokens', 'preview'\], got \['logits'\]"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["logits"]},
+            r"a list out of \['tokens', 'preview'\], got \['logits'\]",
+        ),
     ],
 )
 def test_wrong_editing_is_refused(small_pipeline: MagePipeline, arguments: dict, message: str):

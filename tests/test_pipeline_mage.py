@@ -263,7 +263,10 @@ def test_folder_that_is_no_pipeline(tmp_path):
         ({"image": [], "mask_image": []}, "must hold pixels"),
         ({"image": Image.new("RGB", (0, 4)), "mask_image": Image.new("L", (0, 4))}, "must hold pixels"),
         ({"image": "photo.png", "mask_image": lower_half()}, "lists of them, got str"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, r"can hold \['tokens', 'preview'\], got \['latents'\]"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["latents"]},
+            r"a list out of \['tokens', 'preview'\], got \['latents'\]",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_would_do(small_pipeline, kwargs, message):

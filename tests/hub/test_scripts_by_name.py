@@ -14,7 +14,6 @@ from transformers_mage import MageForMaskedImageModeling, MagePipeline, MageSche
 
 from .server import HubServer
 
-NAME = "org/model"
 TRAINING = ["--max_train_steps", "1", "--train_batch_size", "8", "--report_to", "none", "--checkpointing_steps", "0"]
 VALIDATION = ["--validation_split", "test", "--crop_scale_min", "1"]
 # By the script and the flag that takes the name: what else it needs.
@@ -30,24 +29,36 @@ CALLS = {
     ("generate", "pretrained_model_name_or_path"): ["--num_images", "2", "--num_inference_steps", "2"],
     ("linear_probe", "model_name_or_path"): [*TRAINING, *VALIDATION],
     ("reduce_codes", "tokenizer_name_or_path"): ["--image_size", "8", "--codebook_size", "4"],
+    ("tune_sampling", "model_name_or_path"): [
+        *("--references", "{pictures}", "--feature_network", "{folder}", "--num_images", "4"),
+        *("--num_inference_steps", "2", "--temperature", "6", "--encoder_keep_share", "1"),
+    ],
     ("train_mage", "tokenizer_name_or_path"): [*MODEL_FLAGS, *TRAINING],
     ("train_mage", "pretrained_model_name_or_path"): TRAINING,
     ("train_vqgan", "pretrained_model_name_or_path"): TRAINING,
 }
 # Of a model of a kind of its own: one that representations lead.
 LED = ("train_representation_diffusion", "model_name_or_path")
-WITHOUT_DATA = ("evaluate_generation", "evaluate_reconstruction", "export", "generate")
+WITHOUT_DATA = ("evaluate_generation", "evaluate_reconstruction", "export", "generate", "tune_sampling")
 EVERY_CALL = pytest.mark.parametrize(("script", "flag"), CALLS)
 
 
 @pytest.fixture
-def run(hub: HubServer, mage_folder: Path, colours: Path, tmp_path: Path) -> Callable[[str, str, str], Path]:
+def name(tmp_path: Path) -> str:
+    """Another one in each test: a process remembers which commit a name stood for."""
+    return f"org/{tmp_path.name}"
+
+
+@pytest.fixture
+def run(
+    hub: HubServer, name: str, mage_folder: Path, colours: Path, tmp_path: Path
+) -> Callable[[str, str, str], Path]:
     """Runs a script with a name in place of a folder, and gives the folder that it wrote."""
     saved = tmp_path / "saved"
     model = MageForMaskedImageModeling.from_pretrained(mage_folder)
     processor = ViTImageProcessorPil.from_pretrained(mage_folder)
     MagePipeline(model, MageScheduler(model.config.mask_token_id), processor).save_pretrained(saved)
-    hub.hub.create(NAME, saved)
+    hub.hub.create(name, saved)
     (tmp_path / "pictures").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
@@ -70,23 +81,25 @@ def test_no_script_is_forgotten():
     assert flags <= {*CALLS, LED}
 
 
-def test_a_model_that_no_representations_lead_is_told_by_its_name(hub: HubServer, saved: Path, colours: Path):
-    hub.hub.create(NAME, saved)
+def test_a_model_that_no_representations_lead_is_told_by_its_name(
+    hub: HubServer, name: str, saved: Path, colours: Path
+):
+    hub.hub.create(name, saved)
 
-    with pytest.raises(SystemExit, match="org/model is not led by representations"):
-        load_script(LED[0])([f"--{LED[1]}", NAME, "--dataset_name", colours])
+    with pytest.raises(SystemExit, match=f"{name} is not led by representations"):
+        load_script(LED[0])([f"--{LED[1]}", name, "--dataset_name", colours])
 
 
 @pytest.mark.slow
 @EVERY_CALL
-def test_a_name_in_place_of_a_folder(run, hub: HubServer, script: str, flag: str):
+def test_a_name_in_place_of_a_folder(run, hub: HubServer, name: str, script: str, flag: str):
     if script == "export":
         pytest.importorskip("onnxscript")
 
-    folder = run(script, flag, NAME)
+    folder = run(script, flag, name)
 
     assert any(folder.iterdir())
-    assert [request for request in hub.requests if re.search(rf"GET .*{NAME}/resolve/.*/model\.safetensors", request)]
+    assert [request for request in hub.requests if re.search(rf"GET .*{name}/resolve/.*/model\.safetensors", request)]
 
 
 @EVERY_CALL
