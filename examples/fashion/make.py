@@ -25,7 +25,7 @@ from transformers_mage.files import read_json, write_json
 from transformers_mage.hub.gallery import sample_gallery
 from transformers_mage.hub.model_card import add_gallery
 
-from . import evaluate, make_dataset, reduce_codes, sweep, train_judge
+from . import evaluate, make_dataset, sweep, train_judge
 from .cards import write_card
 
 CONFIGS = ROOT / "configs"
@@ -93,8 +93,8 @@ def make_tokenizer(place: Workplace):
 
 
 def reduce_codebook(place: Workplace):
-    flags = ["--tokenizer_name_or_path", str(place / "vqgan"), "--output_dir", str(place / "vqgan-64")]
-    reduce_codes.main([*place.data, *flags, "--codebook_size", "64"])
+    flags = ["--tokenizer_name_or_path", place / "vqgan", "--output_dir", place / "vqgan-64"]
+    run_script("reduce_codes", *place.data, *flags, "--image_size", 28, "--codebook_size", 64)
 
 
 def make_tokens(place: Workplace):

@@ -40,7 +40,7 @@ from .conversion.reading import CheckpointError, OriginalCheckpoint, add_tokeniz
 from .conversion.sizes import (
     Convertible,
     build_empty,
-    check_weights,
+    check_names_and_shapes,
     read_config,
     read_diffusion_config,
     read_tokenizer_config,
@@ -174,7 +174,7 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
     if args.tokenizer:
         tokenizer = read_checkpoint(args.tokenizer)
         add_tokenizer(checkpoint, tokenizer)
-        check_weights(tokenizer, build_empty(tokenizer, read_tokenizer_config(tokenizer)))
+        check_names_and_shapes(tokenizer, build_empty(tokenizer, read_tokenizer_config(tokenizer)))
     heads = (args.num_attention_heads, args.decoder_num_attention_heads)
     readers = {"tokenizer": read_tokenizer_config, "representation_diffusion": read_diffusion_config}
     reader = readers.get(checkpoint.kind)
@@ -183,7 +183,7 @@ def read(args: argparse.Namespace) -> tuple[OriginalCheckpoint, Convertible]:
         config.id2label = read_class_names(args.labels, int(config.num_labels or 0))
         config.label2id = {name: number for number, name in config.id2label.items()}
     model = build_empty(checkpoint, config)
-    check_weights(checkpoint, model)
+    check_names_and_shapes(checkpoint, model)
     return checkpoint, model
 
 

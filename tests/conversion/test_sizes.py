@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_mage.conversion.reading import CheckpointError, OriginalCheckpoint
-from transformers_mage.conversion.sizes import build_empty, check_weights, read_config
+from transformers_mage.conversion.sizes import build_empty, check_names_and_shapes, read_config
 
 
 def _published(depth: int, width: int, vocabulary: int = 2025, positions: int = 257) -> OriginalCheckpoint:
@@ -41,7 +41,7 @@ def test_published_sizes(depth, width, heads, millions):
 
     config = read_config(checkpoint)
     model = build_empty(checkpoint, config)
-    check_weights(checkpoint, model)
+    check_names_and_shapes(checkpoint, model)
 
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (depth, width, heads)
     assert (config.decoder_num_hidden_layers, config.decoder_num_attention_heads) == (8, 16)
@@ -79,4 +79,4 @@ def test_many_problems_are_listed_shortly():
     checkpoint.model = {name: weight for name, weight in checkpoint.model.items() if "mlp" not in name}
 
     with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.fc1\.weight is missing(.|\n)*and 28 more"):
-        check_weights(checkpoint, model)
+        check_names_and_shapes(checkpoint, model)

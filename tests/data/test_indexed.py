@@ -10,7 +10,7 @@ from transformers_mage.data.indexed import (
     EncodedImages,
     IndexedSource,
     InMemoryTokens,
-    decode_images,
+    decode_dataset,
     fits_in_memory,
     validation_images,
 )
@@ -83,7 +83,7 @@ def test_small_datasets_are_decoded_once(numbered_images: Dataset):
     assert fits_in_memory(numbered_images, "image", (1, 4, 4), limit=1)
     assert not fits_in_memory(numbered_images, "image", (1, 4, 4), limit=1e-7)
     assert not fits_in_memory(numbered_images, "image", (1, 2, 2), limit=1)
-    images, kept = decode_images(broken(numbered_images, 2), "image", (3, 8, 8))
+    images, kept = decode_dataset(broken(numbered_images, 2), "image", (3, 8, 8))
     assert kept.tolist() == [2, 3, 4, 5]
     assert images.shape == (4, 3, 8, 8)
     assert images[:, 1, 2, 3].tolist() == [2, 3, 4, 5]

@@ -38,7 +38,7 @@ def load(folder: Path, limit: float = 1.0) -> InMemoryImages | None:
 
 def test_a_second_start_decodes_nothing(cache: Path, folder: Path, monkeypatch):
     first = load(folder)
-    monkeypatch.setattr(sources, "decode_images", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(sources, "decode_dataset", lambda *_: pytest.fail("decoded again"))
     second = load(folder)
 
     assert torch.equal(first.images, second.images)

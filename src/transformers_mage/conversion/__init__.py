@@ -13,6 +13,6 @@ __getattr__, __all__ = lazy_front(
         "names": ["convert_model", "convert_tokenizer", "restore_model", "restore_tokenizer", "tokenizer_config"],
         "original_format": ["write_original"],
         "reading": ["CheckpointError", "OriginalCheckpoint", "read_checkpoint"],
-        "sizes": ["build_empty", "check_weights", "read_config"],
+        "sizes": ["build_empty", "check_names_and_shapes", "read_config"],
     },
 )

@@ -26,7 +26,7 @@ from .representation_encoder import (
     representation_encoder_config,
     representation_source,
 )
-from .sizes import Convertible, build_empty, check_weights, read_diffusion_config
+from .sizes import Convertible, build_empty, check_names_and_shapes, read_diffusion_config
 
 PAPER_STEPS, PAPER_TEMPERATURE = 20, 6.0
 # The same weights compute the same up to the order in which sums are taken.
@@ -167,7 +167,7 @@ def representation_parts(
                 + (f"{config.representation_size}." if config.representation_size else "none.")
             )
         model = build_empty(diffusion, sizes)
-        check_weights(diffusion, model)
+        check_names_and_shapes(diffusion, model)
         parts["representation_model"] = fill_model(model, diffusion, dtype)
     encoder = checkpoint.representation_encoder
     if config.representation_size is None or not has_projection(encoder):

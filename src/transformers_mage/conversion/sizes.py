@@ -96,7 +96,7 @@ def build_empty(checkpoint: OriginalCheckpoint, config: MageConfig | dict[str, A
         return MageForImageClassification(config)
 
 
-def check_weights(checkpoint: OriginalCheckpoint, model: Convertible):
+def check_names_and_shapes(checkpoint: OriginalCheckpoint, model: Convertible):
     """
     Holds every name and shape of `checkpoint` against what the original of `model` has.
 

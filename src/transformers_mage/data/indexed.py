@@ -186,7 +186,7 @@ def fits_in_memory(dataset: Dataset, image_column: str, shape: tuple[int, int, i
     return len(sizes) == 1 and all(w <= width and h <= height for w, h in sizes)
 
 
-def decode_images(
+def decode_dataset(
     dataset: Dataset, image_column: str, shape: tuple[int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """

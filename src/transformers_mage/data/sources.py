@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from ..files import written_aside
 from .batches import DataError, Loading, Source
-from .indexed import EncodedImages, IndexedSource, InMemoryImages, decode_images, fits_in_memory
+from .indexed import EncodedImages, IndexedSource, InMemoryImages, decode_dataset, fits_in_memory
 from .labels import read_labels
 from .loading import Columns, DatasetSpec, load_images
 from .streamed import StreamedSource
@@ -61,7 +61,7 @@ def load_into_memory(dataset: Dataset, columns: Columns, views: ImageViews, load
     if cache is not None and cache.is_dir() and _size_of(cache) <= loading.in_memory_limit * 1e9:
         images, kept = _read(cache)
     elif fits_in_memory(dataset, columns.image, views.shape, loading.in_memory_limit):
-        images, kept = decode_images(dataset, columns.image, views.shape)
+        images, kept = decode_dataset(dataset, columns.image, views.shape)
         if cache is not None and loading.share.process_index == 0:
             _keep(cache, images, kept)
     else:
@@ -92,7 +92,7 @@ def _size_of(cache: Path) -> int:
 
 
 def _read(cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and their indices, as [`decode_images`] gives them; the images are read when they are needed."""
+    """Images and their indices, as [`decode_dataset`] gives them; the images are read when they are needed."""
     images = np.load(cache / "images.npy", mmap_mode="c", allow_pickle=False)
     return torch.from_numpy(images), torch.from_numpy(np.load(cache / "kept.npy", allow_pickle=False))
 
