@@ -150,6 +150,8 @@ class MageEmbeddings(nn.Module):
         if class_labels is not None and is_normalized:
             words = torch.cat([self.class_token(words[:, :1], class_labels), words[:, 1:]], dim=1)
         embedded = self.dropout(self.layernorm(words + positions))
+        if self.representation_embeddings is None and (class_labels is None or is_normalized):
+            return embedded
         first = embedded[:, :1]
         if class_labels is not None and not is_normalized:
             first = self.class_token(first, class_labels)
