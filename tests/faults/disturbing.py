@@ -31,6 +31,8 @@ NUMBERS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signa
 TARGETS = ("the process", "its group", "one of its children")
 # Requeue; Ctrl-C; and the signals themselves, before the script has begun to note them.
 STATUSES = {75, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1}
+# In the environment of all that a run starts: PyTorch's agent gives every process that it starts a session of its own.
+MARK = "FAULTS_SESSION"
 SAVED = re.compile(r"after (\d+) updates. Resume with")
 
 Run = Callable[[Path], None]
@@ -144,6 +146,7 @@ def start(run: Run, folder: Path) -> multiprocessing.Process:
 
 def _child(run: Run, folder: Path):
     os.setsid()
+    os.environ[MARK] = str(os.getpid())
     torch.set_num_threads(1)  # threads do not survive a fork
     errors = errors_file(folder).open("w", buffering=1)
     os.dup2(errors.fileno(), 2)
@@ -228,13 +231,14 @@ def check_no_orphans(session: int):
 
 
 def processes_of(session: int) -> list[int]:
-    """The processes of a session that are still there."""
-    found = []
+    """The processes of a session, and of those that were started from it, that are still there."""
+    found, mark = [], f"{MARK}={session}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, its_session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            is_marked = mark in (path / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if int(its_session) == session and state != "Z":
+        if state != "Z" and (int(its_session) == session or is_marked):
             found.append(int(path.name))
     return found

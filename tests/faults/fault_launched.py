@@ -15,7 +15,7 @@ import pytest
 
 from tests.in_process import MODEL_FLAGS, ROOT
 
-from .disturbing import check_no_orphans, processes_of
+from .disturbing import MARK, check_no_orphans, processes_of
 from .fault_kills import assert_same_training, newest_checkpoint
 from .table import note
 
@@ -37,8 +37,9 @@ def launch(folder: Path, flags: list, processes: int, updates: int) -> subproces
     command += ON_TWO if processes > 1 else ["--cpu"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / "scripts" / "train_mage.py"]
     command += [*flags, "--output_dir", folder, "--max_train_steps", updates]
+    marked = ["sh", "-c", f'export {MARK}=$$; exec "$@"', "sh"]
     return subprocess.Popen(
-        [str(word) for word in command],
+        [*marked, *(str(word) for word in command)],
         start_new_session=True,
         stderr=folder.with_suffix(".stderr").open("w"),
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -68,6 +69,8 @@ def test_accelerate_launch(image_folder: Path, tokenizer_folder: Path, tmp_path:
     flags = [*MODEL_FLAGS, "--dataset_name", image_folder, "--tokenizer_name_or_path", tokenizer_folder]
     flags += ["--checkpointing_steps", "50", "--logging_steps", "1", "--resume_from_checkpoint", "latest"]
     flags += ["--in_memory_limit", "0", "--dataloader_num_workers", "2", "--checkpoints_total_limit", "2"]
+    # Nothing in a run depends on the update at which it will end.
+    flags += ["--learning_rate", "1e-3", "--min_learning_rate", "1e-3", "--warmup_steps", "0"]
     draw, hits, folder = random.Random(0), Counter(), tmp_path / "run"
     for number, target in BLOWS:
         before = newest_checkpoint(folder)

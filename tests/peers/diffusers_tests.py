@@ -11,7 +11,7 @@ import pytest
 
 NAME = "diffusers_tests"
 # Where `make test-peers` puts the checkout, unless the environment names another one.
-CHECKOUT = Path(os.environ.get("DIFFUSERS_CHECKOUT", Path(__file__).parent / "sources" / "diffusers"))
+CHECKOUT = Path(os.environ.get("DIFFUSERS_CHECKOUT", Path(__file__).parents[2] / "build" / "peers" / "diffusers"))
 
 
 def load(module: str) -> ModuleType:

@@ -37,7 +37,8 @@ class MagePipelineTests(suite.PipelineTesterMixin, suite.PipelineLatentTesterMix
             vq_config=SMALL_VQ_CONFIG, num_classes=self.num_classes,
         )  # fmt: skip
         model = MageForMaskedImageModeling(config)
-        return {"model": model, "scheduler": MageScheduler(config.mask_token_id), "image_processor": None}
+        components = {"model": model, "scheduler": MageScheduler(config.mask_token_id)}
+        return components | dict.fromkeys(MagePipeline._optional_components)
 
     def get_dummy_inputs(self, device, seed=0):
         generator = torch.Generator(device).manual_seed(seed)
