@@ -15,12 +15,13 @@ from datasets import Dataset, DatasetDict
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline, MageScheduler
-from transformers_mage.hub.cards import markdown_table, percent, replace_block
+from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
 from transformers_mage.visualization import draw_grid, draw_steps
 
 CARD = ROOT / "model_cards" / "mage-digits"
 # The paper's 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
 TEMPERATURE = 3.0
+DATASET = {"dataset_type": "digits", "dataset_name": "the digits of scikit-learn", "dataset_split": "test"}
 
 
 def main():
@@ -99,6 +100,9 @@ def write_card(figures: dict, model_dir: Path):
     for side, kept in figures["inpainting"].items():
         measures.append([f"test digits that keep their label, {side} half painted again", percent(kept)])
     replace_block(card, "generation", markdown_table(["measure", "% (or count)"], measures))
+    samples = figures["samples"]
+    scores = {"sure": ("share that the judge is sure of", samples["sure"]), "junk": ("share of junk", samples["junk"])}
+    set_results(card, "unconditional-image-generation", DATASET, scores)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from examples import ROOT, run_script
 from examples.digits import tasks as digits
 from examples.digits.make import CARD as UNCONDITIONAL
+from examples.digits.make import DATASET
 from transformers_mage import MagePipeline, MageScheduler
-from transformers_mage.hub.cards import markdown_table, percent, replace_block
+from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
 from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
 from transformers_mage.visualization import draw_frames, draw_grid, save_gif
 
@@ -211,6 +212,11 @@ def write_card(guidance: dict, steps: dict, model_dir: Path):
     rows = [[scale, *table_row(result)] for scale, result in guidance.items()]
     header = ["asked class, %", "precision, %", "recall, %", "Fréchet distance"]
     replace_block(model_dir / "README.md", "guidance", markdown_table(["guidance scale", *header], rows))
+    scale = GUIDANCE_OF_THE_CARD
+    scores = {
+        "accuracy": (f"share that is of the class asked for, guidance scale {scale}", guidance[scale]["accuracy"])
+    }
+    set_results(model_dir / "README.md", "text-to-image", DATASET, scores)
     rows = [[order, count, *table_row(result)] for order in steps for count, result in steps[order].items()]
     replace_block(model_dir / "README.md", "steps", markdown_table(["order", "steps", *header], rows))
 

@@ -4,11 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
-from transformers_mage.hub.cards import markdown_table, percent, replace_block
+from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
 
 from .make_dataset import CLASSES
 
 PICTURES = ("samples", "neighbours", "steps", "inpainting", "tokenizer")
+DATASET = {"dataset_type": "fashion_mnist", "dataset_name": "Fashion-MNIST", "dataset_split": "test"}
+RESULTS = {
+    "fd": "Fréchet distance, features of the judge",
+    "sure": "share that the judge is sure of",
+    "asked_class": "share that is of the class asked for",
+    "precision": "precision",
+    "recall": "recall",
+}
 ROWS = {
     "real": "real: as many training images",
     "tokenizer": "test images through the tokenizer",
@@ -23,6 +31,11 @@ def write_card(card: Path, evaluation: Path):
     replace_block(readme, "generation", generation_table(figures))
     replace_block(readme, "kinds", kinds_table(figures))
     replace_block(readme, "inpainting", inpainting_table(figures["inpainting"]))
+    samples = figures["samples"]
+    task = "text-to-image" if "asked_class" in samples else "unconditional-image-generation"
+    set_results(
+        readme, task, DATASET, {key: (title, samples[key]) for key, title in RESULTS.items() if key in samples}
+    )
     (card / "pictures").mkdir(exist_ok=True)
     for name in PICTURES:
         shutil.copy(evaluation / f"{name}.png", card / "pictures")

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from PIL import Image
 
-from transformers_mage import MageConfig, MagePipeline
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
 from transformers_mage.hub.gallery import sample_gallery
 from transformers_mage.hub.model_card import CardFacts, Sample, add_gallery, escape, write_card
 
@@ -150,6 +150,17 @@ def test_gallery_of_samples(small_pipeline: MagePipeline):
     assert sample_gallery(small_pipeline) == []
 
 
+@pytest.mark.parametrize(("num_classes", "num_samples"), [(3, 8), (10, 10), (1000, 8)])
+def test_gallery_of_few_classes_shows_each(small_config: MageConfig, num_classes: int, num_samples: int):
+    config = named(small_config, [f"class {number}" for number in range(num_classes)])
+    pipe = MagePipeline(MageForMaskedImageModeling(config), MageScheduler(config.mask_token_id))
+
+    samples = sample_gallery(pipe)
+
+    assert len(samples) == num_samples
+    assert [sample.text for sample in samples[:3]] == ["class 0", "class 1", "class 2"]
+
+
 def test_existing_card_gets_a_gallery(tmp_path: Path):
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\n---\n\n# Mine\n\nWords.\n\n## More\n")
@@ -170,7 +181,8 @@ def test_cards_of_this_repository(name: str, hub: HubServer):
     data = check_header(card)
 
     assert data.widget
-    assert data.library_name
+    assert data.eval_results
+    assert data.library_name == ("diffusers" if data.pipeline_tag == "text-to-image" else "transformers")
     assert "<Gallery />" in card.read_text()
     ModelCard.load(card).validate()
 

@@ -1,8 +1,10 @@
 """Figures in model cards: each table stands in a named block that the command which measured it fills."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard
 
 
 def replace_block(card: Path, name: str, content: str):
@@ -17,6 +19,25 @@ def replace_block(card: Path, name: str, content: str):
     if not block.search(text):
         raise ValueError(f"{card} has no block `<!-- {name} -->` ... `<!-- /{name} -->` to fill.")
     card.write_text(block.sub(lambda match: match[1] + content.rstrip("\n") + "\n" + match[2], text))
+
+
+def set_results(card: Path, task: str, dataset: Mapping[str, str], scores: Mapping[str, tuple[str, float]]):
+    """
+    Puts results into the header of a card, where the Hub looks for them.
+
+    Args:
+        card (`Path`): a `README.md` in the model's folder.
+        task (`str`): as the Hub calls it.
+        dataset (`Mapping[str, str]`): what they were measured on: `dataset_type`, `dataset_name`, `dataset_split`.
+        scores (`Mapping[str, tuple[str, float]]`): what each metric is, and its value, by its short name.
+    """
+    loaded = ModelCard.load(card)
+    loaded.data.model_name = card.resolve().parent.name
+    loaded.data.eval_results = [
+        EvalResult(task, metric_type=name, metric_name=title, metric_value=float(f"{value:.4g}"), **dataset)
+        for name, (title, value) in scores.items()
+    ]
+    loaded.save(card)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -16,15 +16,24 @@ from ..modeling_mage import MageForImageClassification
 from ..pipeline_mage import MagePipeline
 from .model_card import Sample, add_gallery
 
+# As many samples as this stand in a gallery, or one of each class where there are not many more of them.
+NUM_SAMPLES, MOST_CLASSES = 8, 12
 
-def sample_gallery(pipe: MagePipeline, num_samples: int = 8) -> list[Sample]:
+
+def sample_gallery(pipe: MagePipeline, num_samples: int | None = None) -> list[Sample]:
     """
     The first samples of a pipeline, of the first classes where it has classes, by the seeds from 0 on; none where it
     makes no pixels, or is led by representations that nothing draws.
+
+    Args:
+        pipe ([`MagePipeline`]): any.
+        num_samples (`int`, *optional*): how many; 8, or one of each class where there are 8 to 12 of them, by default.
     """
     config = pipe.model.config
     if pipe.vqvae is None or (config.representation_size and pipe.representation_model is None):
         return []
+    if num_samples is None:
+        num_samples = config.num_classes if NUM_SAMPLES < config.num_classes <= MOST_CLASSES else NUM_SAMPLES
     generators = [torch.Generator().manual_seed(seed) for seed in range(num_samples)]
     pipe.set_progress_bar_config(disable=True)
     if not config.num_classes:
@@ -55,7 +64,7 @@ def classifier_gallery(
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Gives the card in a pipeline's folder a gallery of its samples.")
     parser.add_argument("folder", type=Path, help="with a README.md")
-    parser.add_argument("--num_samples", type=int, default=8, metavar="N", help="(default: 8)")
+    parser.add_argument("--num_samples", type=int, metavar="N", help="8, or one of each of a few classes, by default")
     arguments = parser.parse_args(argv)
     pipe = MagePipeline.from_pretrained(arguments.folder)
     add_gallery(arguments.folder / "README.md", sample_gallery(pipe, arguments.num_samples))
