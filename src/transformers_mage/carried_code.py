@@ -54,7 +54,15 @@ def _read_sources() -> dict[str, str]:
 
 
 def _imports(source: str) -> list[str]:
-    return re.findall(r"^\s*from\s+\.(\w+)\s+import", source, flags=re.MULTILINE)
+    return re.findall(r"^\s*from\s+\.\s*(\w+)\s+import", source, flags=re.MULTILINE)
+
+
+def _unfollowed(source: str) -> str:
+    """
+    The same code, whose imports diffusers does not see. From the Hub it would fetch what a file imports again for
+    every path that leads there, 180 times for these files; all that is needed stands in the entry file.
+    """
+    return re.sub(r"^(\s*from\s+\.)(\w+\s+import)", r"\1 \2", source, flags=re.MULTILINE)
 
 
 # Code that was loaded from a folder is the only copy there is.
@@ -127,15 +135,16 @@ def _is_mage(folder: Path) -> bool:
 
 
 def _code_files(folder: Path) -> dict[str, str]:
-    """What goes where."""
-    files = {f"{name}.py": text for name, text in sources().items()}
+    """What goes where. transformers follows the imports of the models' files, once."""
+    followed = _needed_by("modeling_mage")
+    files = {f"{name}.py": text if name in followed else _unfollowed(text) for name, text in sources().items()}
     if not (folder / "model_index.json").exists() or "pipeline_mage.py" not in files:
         return files
     files["pipeline.py"] = _entry("pipeline_mage", "MagePipeline", list(sources()))
     for part in ("model", *_own_parts(folder)):
         files[f"{part}/load_from_root.py"] = sources()["load_from_root"]
     needed = _needed_by("scheduling_mage")
-    files |= {f"scheduler/{name}.py": sources()[name] for name in needed}
+    files |= {f"scheduler/{name}.py": _unfollowed(sources()[name]) for name in needed}
     files["scheduler/entry.py"] = _entry("scheduling_mage", "MageScheduler", needed)
     return files
 

@@ -87,6 +87,8 @@ class HubServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Header and content go in two pieces: the second would wait 40 ms for the receipt of the first.
+    disable_nagle_algorithm = True
     server_of: HubServer
 
     def do_HEAD(self):

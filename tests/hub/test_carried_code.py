@@ -294,7 +294,18 @@ def test_code_is_the_packages_own(small_pipeline: MagePipeline, tmp_path: Path):
     carried = [path for path in tmp_path.rglob("*.py") if path.name not in ("pipeline.py", "entry.py")]
     assert {"modeling_mage.py", "handler.py", "scheduling_mage.py"} <= {path.name for path in carried}
     for path in carried:
-        assert path.read_bytes() == (package / path.name).read_bytes()
+        # What only diffusers reads says `from . name import`, so that it does not follow each of these lines.
+        assert path.read_text().replace("from . ", "from .") == (package / path.name).read_text()
+    assert "\nfrom .checks import" in (tmp_path / "modeling_mage.py").read_text()
+    assert "\nfrom . checks import" in (tmp_path / "pipeline_mage.py").read_text()
+
+
+@pytest.mark.slow
+def test_a_load_by_name_asks_for_few_things(stranger, server: HubServer):
+    """diffusers asks which version is the newest for each file, and again for each that it sees imported there."""
+    asked = server.requests.count("GET /api/models/org/light/revision/main")
+
+    assert asked < 2 * len(carried_code.sources())
 
 
 def test_carried_files_need_nothing_but_each_other():

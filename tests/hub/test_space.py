@@ -57,7 +57,7 @@ def test_an_example_is_its_own_neighbour(studio: Studio):
 
     assert found[0][0].tobytes() == enlarge(studio.examples[3]).tobytes()
     assert found[0][1] == "1.00"
-    assert len(studio.examples) == 8
+    assert len(studio.examples) == 10
 
 
 def test_classifier(tmp_path: Path):
