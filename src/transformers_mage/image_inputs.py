@@ -142,7 +142,9 @@ def _read(name: str, images: ImageInput, channels: int, num_images: int | None =
         else:
             found += _pixels_of_array(name, item, channels, num_images)
     sizes = [image.shape[:2] for image in found]
-    if not sizes or any(0 in size for size in sizes):
+    if not sizes:
+        raise ValueError(f"`{name}` must hold pixels, got no image.")
+    if any(0 in size for size in sizes):
         raise ValueError(f"`{name}` must hold pixels, got images of the sizes {sizes} (height, width).")
     return found
 

@@ -489,7 +489,7 @@ def rand_tensor(
         ValueError: for a list of another length than the batch, or an accelerator's generator on the CPU.
     """
     device = torch.device(device or "cpu")
-    if not isinstance(generator, Sequence):
+    if not isinstance(generator, Sequence) or isinstance(generator, str):
         return to_device(_rand_where_generator_is(shape, generator, device), device)
     if len(generator) != shape[0]:
         raise ValueError(f"Pass one generator, or one for each of the {shape[0]} images, got {len(generator)}.")

@@ -17,6 +17,7 @@ from transformers_mage.training.checkpointing import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
+    remove_leftovers,
     save_checkpoint,
 )
 
@@ -81,11 +82,17 @@ def test_killed_while_removing(accelerator: Accelerator, tmp_path: Path, monkeyp
             (folder / "model.safetensors").unlink()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "rmtree", die_halfway)
-    with pytest.raises(KeyboardInterrupt):
-        checkpointing._remove(tmp_path / "checkpoint-1")
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", die_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointing._remove(tmp_path / "checkpoint-1")
     assert checkpoints(tmp_path) == []
     assert not (tmp_path / "checkpoint-1").exists()
+    assert (tmp_path / ".checkpoint-1.removed").exists()
+
+    remove_leftovers(tmp_path)
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_reported_and_the_previous_checkpoint_loads(

@@ -161,6 +161,13 @@ def _remove(checkpoint: Path):
     remove(doomed)
 
 
+def remove_leftovers(output_dir: str | Path):
+    """Removes what runs that were killed while they wrote or removed a checkpoint have left behind."""
+    for path in Path(output_dir).glob(f".{PREFIX}*"):
+        if path.suffix in (".partial", ".removed"):
+            remove(path)
+
+
 def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path | None:
     """
     The checkpoint to resume from: the folder that is named, or for "latest" the newest whole one of `output_dir`, if

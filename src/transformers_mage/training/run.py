@@ -29,6 +29,7 @@ from .checkpointing import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
+    remove_leftovers,
     save_checkpoint,
 )
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
@@ -159,6 +160,7 @@ class TrainingRun(Generic[Model]):
         arguments = self.arguments
         if self.accelerator.is_main_process:
             self.folder_lock.enter_context(locked(Path(arguments.output_dir)))
+            remove_leftovers(arguments.output_dir)
         if arguments.resume_from_checkpoint:
             self._resume(arguments.resume_from_checkpoint)
         if self.accelerator.is_main_process:
