@@ -21,6 +21,8 @@ from studio import Studio, StudioError, default_model, enlarge, painted
 
 TITLE = "MAGE: one model that generates images, edits them and sees what is in them"
 EDITS = ("Repaint what I paint over", "Extend beyond the edges", "Make a variation")
+# For a model that representations lead.
+LIKE = "Make another image like it"
 # The fonts of the machine: others would have to be fetched from elsewhere.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
@@ -50,7 +52,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 def _settings(studio: Studio, prefix: str) -> list[gr.components.Component]:
     """Class, guidance, steps, temperature and seed."""
-    names = studio.class_names
+    names, defaults = studio.class_names, studio.defaults
     with gr.Row():
         label = gr.Dropdown(
             ["any", *names],
@@ -61,8 +63,8 @@ def _settings(studio: Studio, prefix: str) -> list[gr.components.Component]:
         )
         guidance = gr.Slider(0, 8, 1.0, step=0.1, label="Guidance", visible=studio.can_guide)
     with gr.Row():
-        steps = gr.Slider(1, 64, 20, step=1, label="Steps", elem_id=f"{prefix}-steps")
-        temperature = gr.Slider(0, 15, 6.0, step=0.1, label="Temperature (more is more varied)")
+        steps = gr.Slider(1, 64, defaults["steps"], step=1, label="Steps", elem_id=f"{prefix}-steps")
+        temperature = gr.Slider(0, 15, defaults["temperature"], step=0.1, label="Temperature (more is more varied)")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}-seed")
     return [label, guidance, steps, temperature, seed]
 
@@ -70,7 +72,7 @@ def _settings(studio: Studio, prefix: str) -> list[gr.components.Component]:
 def _arguments(label: str, guidance: float, steps: int, temperature: float, seed: int) -> dict[str, Any]:
     return {
         "class_labels": None if label == "any" else label,
-        "guidance_scale": 0.0 if label == "any" else guidance,
+        "guidance_scale": guidance,
         "num_inference_steps": int(steps),
         "temperature": temperature,
         "seed": seed,
@@ -111,7 +113,9 @@ def _editing(studio: Studio):
             if studio.examples:
                 gallery = [enlarge(image) for image in studio.examples]
                 gr.Examples(gallery, editor, label="Examples", examples_per_page=16)
-            what = gr.Radio(EDITS, value=EDITS[0], show_label=False, elem_id="what")
+            what = gr.Radio(
+                [*EDITS, LIKE] if studio.is_led else EDITS, value=EDITS[0], show_label=False, elem_id="what"
+            )
             padding = gr.Slider(
                 1, studio.side, studio.side // 2, step=1, label="Pixels to add around it", visible=False
             )
@@ -127,16 +131,21 @@ def _editing(studio: Studio):
         try:
             image = studio.read((editor or {}).get("background"))
             change = {
-                EDITS[0]: lambda: {"mask_image": painted(editor).resize(image.size, Image.Resampling.NEAREST)},
-                EDITS[1]: lambda: {"padding": int(padding)},
-                EDITS[2]: lambda: {"strength": strength},
+                EDITS[0]: lambda: {"image": image, "mask_image": mask_for(image, editor)},
+                EDITS[1]: lambda: {"image": image, "padding": int(padding)},
+                EDITS[2]: lambda: {"image": image, "strength": strength},
+                LIKE: lambda: {"like": image},
             }[chosen]()
         except StudioError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        yield from shown(studio.make(image=image, **change, **_arguments(*values)), progress)
+        yield from shown(studio.make(**change, **_arguments(*values)), progress)
 
     what.change(choose, what, [padding, strength])
     button.click(edit, [editor, what, padding, strength, *settings], picture, api_name="edit")
+
+
+def mask_for(image: Image.Image, editor: dict) -> Image.Image:
+    return painted(editor).resize(image.size, Image.Resampling.NEAREST)
 
 
 def _looking(studio: Studio):

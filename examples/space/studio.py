@@ -87,8 +87,22 @@ class Studio:
         return [config.id2label[label] for label in range(config.num_classes)]
 
     @property
+    def is_led(self) -> bool:
+        """Whether representations lead the model, which images can lend it: it makes images like them."""
+        is_led = self.pipe.model.config.representation_size is not None
+        return is_led and self.pipe.representation_encoder is not None
+
+    @property
     def can_guide(self) -> bool:
-        return bool(self.class_names) and self.pipe.model.config.class_dropout_prob > 0
+        config = self.pipe.model.config
+        by_class = bool(self.class_names) and config.class_dropout_prob > 0
+        return by_class or (config.representation_size is not None and config.representation_dropout_prob > 0)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Steps and temperature that the model's scheduler was saved with."""
+        config = self.pipe.scheduler.config
+        return {"steps": config.num_inference_steps, "temperature": config.temperature}
 
     def make(self, seed: int, **arguments: Any) -> Iterator[tuple[Image.Image, float]]:
         """
@@ -97,7 +111,8 @@ class Studio:
         """
         if not self.class_names:
             arguments = {name: value for name, value in arguments.items() if name != "class_labels"}
-        if not self.can_guide:
+        is_led = arguments.get("class_labels") is not None or self.pipe.model.config.representation_size is not None
+        if not (self.can_guide and is_led):
             arguments.pop("guidance_scale", None)
         generator = torch.Generator().manual_seed(int(seed))
         # One at a time: the scheduler keeps the steps of the call that is going on.
@@ -201,4 +216,5 @@ def painted(editor: dict[str, Any] | None) -> Image.Image:
 
 
 def default_model() -> str:
-    return os.environ.get("MAGE_MODEL", "model_cards/mage-digits-conditional")
+    """The variable's, or the clothes of this repository."""
+    return os.environ.get("MAGE_MODEL", str(Path(__file__).parents[2] / "model_cards" / "mage-fashion-conditional"))

@@ -284,6 +284,9 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
                     "Another process of this run has ended, and this one cannot continue alone. The checkpoints are "
                     "untouched."
                 ) from error
+            if _is_of_lost_worker(error):
+                said = str(error).strip().splitlines()[0]
+                raise SystemExit(f"{said} If memory ran out, try fewer `--dataloader_num_workers`.") from error
             if not _is_meant_for_users(error, main):
                 raise
             status = getattr(error, "exit_status", None)
@@ -303,6 +306,11 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
 def _is_of_lost_process(error: Exception) -> bool:
     """Whether processes could not talk to each other: gloo has no type of error for it."""
     return any(f"Connection {what} by peer" in str(error) for what in ("closed", "reset"))
+
+
+def _is_of_lost_worker(error: Exception) -> bool:
+    """Whether a loading process was killed, which PyTorch says wherever the main thread is at that moment."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def _is_meant_for_users(error: Exception, main: Callable[..., None]) -> bool:

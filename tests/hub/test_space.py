@@ -10,7 +10,15 @@ from PIL import Image
 
 from examples.space.make_space import main as make_space
 from examples.space.studio import Studio, StudioError, enlarge, painted, shrink
-from transformers_mage import MageForImageClassification, MagePipeline
+from tests.test_pipeline_representations import led_model
+from transformers_mage import (
+    MageConfig,
+    MageForImageClassification,
+    MageForMaskedImageModeling,
+    MageModel,
+    MagePipeline,
+    MageScheduler,
+)
 
 from .conftest import CARDS
 from .server import HubServer
@@ -50,6 +58,24 @@ def test_unconditional_model_needs_no_class():
     assert image.size == (384, 384)
     with pytest.raises(StudioError, match="no examples"):
         studio.neighbours(image)
+
+
+def test_images_like_one(small_config: MageConfig, small_model: MageForMaskedImageModeling):
+    model = led_model(small_config)
+    model.mage.vqvae.load_state_dict(small_model.mage.vqvae.state_dict())
+    encoder = MageModel(MageConfig(**{**small_config.to_dict(), "vq_config": None})).eval()
+    scheduler = MageScheduler(model.config.mask_token_id, num_inference_steps=3, temperature=2.0)
+    pipe = MagePipeline(model, scheduler, representation_encoder=encoder)
+    pipe.set_progress_bar_config(disable=True)
+    studio, photo = Studio(pipe, None, []), Image.effect_noise((40, 60), 50).convert("RGB")
+
+    *_, (image, _) = studio.make(seed=0, like=photo, class_labels=None, guidance_scale=1.0)
+
+    expected = pipe(like=photo, guidance_scale=1.0, generator=torch.Generator().manual_seed(0)).images[0]
+    assert image.tobytes() == enlarge(expected).tobytes()
+    assert studio.is_led
+    assert studio.can_guide
+    assert studio.defaults == {"steps": 3, "temperature": 2.0}
 
 
 def test_an_example_is_its_own_neighbour(studio: Studio):

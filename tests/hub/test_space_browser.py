@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from examples.space.studio import enlarge
+from examples.space.studio import enlarge, shrink
 from transformers_mage import MagePipeline
 
 from .conftest import CARDS
@@ -33,8 +33,9 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-MODEL = CARDS / "mage-digits-conditional"
+MODEL = CARDS / "mage-fashion-conditional"
 APP = Path(__file__).parents[2] / "examples" / "space" / "app.py"
+SIDE = 28
 SECONDS = 180
 
 
@@ -110,7 +111,7 @@ def open_tab(browser: webdriver.Chrome, name: str):
 def test_generate(browser: webdriver.Chrome, record_property):
     pipe = MagePipeline.from_pretrained(MODEL)
     pipe.set_progress_bar_config(disable=True)
-    asked = {"class_labels": "zero", "guidance_scale": 1.0, "num_inference_steps": 20, "temperature": 6.0}
+    asked = {"class_labels": "t-shirt", "guidance_scale": 1.0, "num_inference_steps": 20, "temperature": 6.0}
     expected = np.asarray(enlarge(pipe(generator=torch.Generator().manual_seed(7), **asked).images[0]))
     seed = find(browser, "#generate-seed input")
     seed.send_keys(Keys.CONTROL, "a")
@@ -142,8 +143,8 @@ def test_painting(browser: webdriver.Chrome):
     time.sleep(1)
     button.click()
 
-    original = np.asarray(Image.open(MODEL / "pictures" / "sample-0.png").convert("RGB"))
-    original = np.asarray(enlarge(Image.fromarray(original[::8, ::8])))
+    example = Image.open(MODEL / "pictures" / "sample-0.png").convert("RGB")
+    original = np.asarray(enlarge(shrink(example, SIDE)))
     wait_for(lambda: picture(browser, "#edited") is not None, "the edited picture")
 
     def shows_what_is_kept() -> bool:

@@ -34,7 +34,7 @@ from .checkpointing import (
 )
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
-from .stopping import InterruptedRunError, NonFiniteLossError, StopSignals, WaitBrokenOffError
+from .stopping import InterruptedRunError, LostWorkers, NonFiniteLossError, StopSignals, WaitBrokenOffError
 from .tracking import Averages, Metric, MetricsFile, bfloat16_slowdown, peak_flops
 
 logger = get_logger(__name__)
@@ -84,6 +84,7 @@ class TrainingRun(Generic[Model]):
         self.batch_start = 0
         self.folder_lock = contextlib.ExitStack()
         self.signals = StopSignals()
+        self.lost_workers = LostWorkers()
         self.skipped_here = 0
         self.last_update: tuple[int, Any] = (0, None)
 
@@ -229,7 +230,7 @@ class TrainingRun(Generic[Model]):
         device, fetched = self.accelerator.device, self.progress.samples_seen
         self._note_update()
         loader = self.source.batches(fetched)
-        with self.signals.noted():
+        with self.signals.noted(), contextlib.closing(self.lost_workers):
             while self.progress.step < self.total_steps:
                 batch = self._next(loader)
                 self.skipped_here += batch.num_skipped
@@ -241,7 +242,7 @@ class TrainingRun(Generic[Model]):
         # Saving takes all processes, and only where there is one can it be done while waiting for data.
         is_alone = self.accelerator.num_processes == 1
         try:
-            with self.signals.waiting(may_break_off=is_alone):
+            with self.signals.waiting(may_break_off=is_alone), self.lost_workers.raised():
                 return next(loader)
         except WaitBrokenOffError:
             self._return_to_last_update()

@@ -3,7 +3,8 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ..command_line import EXIT_CTRL_C
 from ..processes import is_under_agent
@@ -41,6 +42,53 @@ class WaitBrokenOffError(BaseException):
 def has_stopped_falling(losses: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` losses are all above the lowest one before them."""
     return len(losses) > patience and min(losses[-patience:]) > min(losses[:-patience])
+
+
+class LostWorkers:
+    """
+    Loading processes that are killed, as for want of memory. PyTorch raises an error for one wherever the main thread
+    is, in the middle of an optimizer's step too. Here it is kept until data are waited for: nothing is half done then.
+    """
+
+    def __init__(self):
+        self._error: RuntimeError | None = None
+        # PyTorch's, which it sets up with the first loading process.
+        self._handler: Callable[[int, Any], Any] | None = None
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """
+        Around a wait for data.
+
+        Raises:
+            RuntimeError: where a loading process was killed, now or since the last wait.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        if self._error is not None:
+            raise self._error
+        self.close()
+        try:
+            yield
+        finally:
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler):
+                self._handler = handler
+                signal.signal(signal.SIGCHLD, self._keep)
+
+    def close(self):
+        """Leaves it to PyTorch again."""
+        if self._handler is not None:
+            signal.signal(signal.SIGCHLD, self._handler)
+            self._handler = None
+
+    def _keep(self, number: int, frame: Any):
+        try:
+            if self._handler is not None:
+                self._handler(number, frame)
+        except RuntimeError as error:
+            self._error = error
 
 
 class StopSignals:
