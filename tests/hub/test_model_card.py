@@ -142,6 +142,24 @@ def test_local_names_are_not_linked(small_config: MageConfig, tmp_path: Path):
     assert data.base_model is None
 
 
+def test_paths_of_a_machine_are_not_told(small_config: MageConfig, tmp_path: Path):
+    folder = "/home/somebody/secret/run"
+    recipe = {"token_cache": folder, "model": {"start": folder}, "learning_rate": 0.1, "report_to": "none"}
+    write_card(tmp_path, CardFacts("model", "generation", small_config, folder, folder, recipe=recipe))
+
+    text = (tmp_path / "README.md").read_text()
+    assert "somebody" not in text
+    assert "It started from run." in text
+    assert "token_cache: run" in text
+
+
+def test_a_led_model_makes_images_like_one(small_config: MageConfig, tmp_path: Path):
+    config = MageConfig(**{**small_config.to_dict(), "representation_size": 32})
+    write_card(tmp_path, CardFacts("model", "generation", config))
+
+    assert "pipe(like=photo).images[0]" in (tmp_path / "README.md").read_text()
+
+
 def test_gallery_of_samples(small_pipeline: MagePipeline):
     samples = sample_gallery(small_pipeline, num_samples=2)
 

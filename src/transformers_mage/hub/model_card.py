@@ -301,6 +301,8 @@ def _snippets(facts: CardFacts) -> tuple[str, str]:
     first = "" if config is None else json.dumps(config.id2label[0], ensure_ascii=False)
     guidance = ", guidance_scale=2.0" if config is not None and config.class_dropout_prob > 0 else ""
     call = f"pipe({first}{guidance}).images[0]"
+    if facts.config is not None and facts.config.representation_size is not None:
+        call += "\npipe(like=photo).images[0]  # an image like this one"
     features = (
         "\n\nprocessor = AutoImageProcessor.from_pretrained({name})\n"
         "model = AutoModel.from_pretrained({name}{trust})\n"
@@ -323,19 +325,27 @@ _TRUST = ", trust_remote_code=True"
 def _training(facts: CardFacts, curve: str) -> str:
     lines = []
     if facts.dataset_name:
-        name = escape(facts.dataset_name)
+        name = escape(_public(facts.dataset_name))
         known = f"[{name}](https://huggingface.co/datasets/{facts.dataset_name})"
         lines.append(f"Trained on {known if is_hub_name(facts.dataset_name) else name}.")
     if facts.base_model:
-        lines.append(f"It started from {escape(facts.base_model)}.")
+        lines.append(f"It started from {escape(_public(facts.base_model))}.")
     parts = [" ".join(lines), curve]
     if facts.recipe:
-        recipe = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True).rstrip()
+        values = {key: _public(value) for key, value in facts.recipe.items()}
+        recipe = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
         # A longer fence than any in the values, which may come from anywhere.
         fence = "`" * (max((len(run) for run in re.findall(r"`+", recipe)), default=2) + 1)
         parts.append(f"<details><summary>Recipe</summary>\n\n{fence}yaml\n{recipe}\n{fence}\n\n</details>")
     text = "\n\n".join(part for part in parts if part)
     return f"## Training\n\n{text}" if text else ""
+
+
+def _public(value: Any) -> Any:
+    """Of a path, its last name: a card is read where nobody has that folder, and need not tell who lives where."""
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _results(facts: CardFacts) -> str:
