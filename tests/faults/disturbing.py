@@ -187,8 +187,16 @@ def on_two_processes(run: Run) -> Run:
             max_restarts=0,
             local_addr="localhost",
         )
+        agent = os.getpid()
+
+        def run_under_agent(folder: Path):
+            run_as_script(run, folder)
+            # PyTorch lets what returns wait for its agent, which may have been killed.
+            if os.getppid() != agent:
+                os._exit(0)
+
         try:
-            elastic_launch(config, run_as_script)(run, folder)
+            elastic_launch(config, run_under_agent)(folder)
         # They end with tracebacks of their own.
         except (ChildFailedError, SignalException):
             raise SystemExit(1) from None

@@ -111,7 +111,9 @@ def run_stranger(folder: Path, server: HubServer, steps: str):
     """Runs steps where this package is not installed, with an empty cache."""
     steps = "\n".join(f"    {line}" for line in steps.splitlines())
     script = STRANGER.format(site_packages=SITE_PACKAGES, folder=str(folder), steps=steps)
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "OMP_NUM_THREADS", "TMPDIR")}
+    # What tells PyTorch how to compute stays as it is here, for the same bits.
+    ours = ("HF_", "PYTHON", "TRANSFORMERS_", "DIFFUSERS_", "XDG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment = kept | server.environment(HF_HOME=str(folder / "home"), HOME=str(folder))
     command = [sys.executable, "-I", "-S", "-c", script]
     result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
