@@ -49,6 +49,7 @@ def test_training_step_of_any_number_of_masked_tokens(small_config, backend):
                 torch.testing.assert_close(gradient, other)
 
 
+@pytest.mark.slow
 def test_features(small_config, pixel_values):
     encoder = shallow(small_config).mage.eval()
     compiled = torch.compile(encoder, fullgraph=True, backend=BACKEND)
@@ -57,6 +58,7 @@ def test_features(small_config, pixel_values):
         torch.testing.assert_close(compiled(pixel_values).pooler_output, encoder(pixel_values).pooler_output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [BACKEND, INDUCTOR])
 def test_pipeline(small_config, backend):
     model = shallow(small_config, num_classes=3).eval()
@@ -74,6 +76,7 @@ def test_pipeline(small_config, backend):
         torch.testing.assert_close(made, images, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pipeline_that_computes_less(small_config):
     model = shallow(small_config).eval()
     scheduler = MageScheduler(model.config.mask_token_id, num_inference_steps=5)

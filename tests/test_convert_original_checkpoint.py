@@ -87,6 +87,7 @@ def test_classifiers_have_the_recorded_logits(reference, kind, tmp_path):
     assert relative_error(logits, reference.recorded[f"{kind}.logits"]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "probe"])
 @pytest.mark.parametrize("where", ["inside", "second file"])
 @torch.no_grad()
@@ -100,6 +101,7 @@ def test_classifiers_of_pixels(kind, where, tmp_path):
     assert relative_error(logits, TINY.recorded[f"{kind}.logits"]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "classifier", "probe"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @torch.no_grad()
@@ -155,6 +157,7 @@ def test_second_tokenizer_that_agrees_changes_nothing(tmp_path):
     assert MagePipeline.from_pretrained(folder).vqvae is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["state_dict", "bare", "prefixed"])
 @torch.no_grad()
 def test_tokenizer_alone_becomes_a_stock_model(layout, tmp_path):
@@ -193,6 +196,7 @@ def test_class_token_pooling_is_recognised(tmp_path):
     assert torch.equal(model.mage.layernorm.weight, weights["norm.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "classifier", "probe"])
 def test_image_processor_is_the_evaluation_crop(kind, tmp_path):
     """Shorter side to 292, centre 256, pixels in [0, 1]; only fine-tuning normalised them."""
@@ -240,6 +244,7 @@ def test_says_what_went_where_and_what_to_type_next(tmp_path, capsys):
     assert f'MagePipeline.from_pretrained("{tmp_path / "out"}")' in said
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact_but_for_folded_shortcuts(tmp_path, capsys):
     weights = original_weights()
     folder = convert(save_original(tmp_path / "mage.pth", weights), tmp_path / "out")
@@ -467,6 +472,7 @@ def test_killed_command_leaves_no_folder(kill, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["mage.pth"]
 
 
+@pytest.mark.slow
 def test_folder_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     def spoilt(folder, model_class):
         model = conversion_folder.read_model(folder, model_class)

@@ -41,6 +41,7 @@ def test_rounding_is_that_of_the_format():
     assert torch.equal(rounded(values, BFLOAT16), values.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "least", "most"), [(TF32, 0.998, 0.9999), (BFLOAT16, 0.97, 0.998)])
 def test_tokens_of_shorter_formats(bits: int, least: float, most: float):
     """TF32, PyTorch's default for a GPU's convolutions, changes one token in a thousand, bfloat16 one in a hundred."""

@@ -25,6 +25,7 @@ def dataset():
     return digits.load_digits_dataset()
 
 
+@pytest.mark.slow
 def test_samples_look_like_digits(pipe, dataset):
     judge = digits.DigitJudge(dataset["train"])
 
@@ -35,6 +36,7 @@ def test_samples_look_like_digits(pipe, dataset):
     assert score["digits"] >= 9
 
 
+@pytest.mark.slow
 def test_painted_halves_keep_the_digit(pipe, dataset):
     originals = dataset["test"]["image"][:64]
 
@@ -43,6 +45,7 @@ def test_painted_halves_keep_the_digit(pipe, dataset):
     assert kept > 0.5
 
 
+@pytest.mark.slow
 def test_asked_digits_are_generated(dataset):
     pipe = MagePipeline.from_pretrained(CARDS / "mage-digits-conditional")
     pipe.set_progress_bar_config(disable=True)

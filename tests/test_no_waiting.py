@@ -46,6 +46,7 @@ def test_waiting_is_noticed():
         torch.zeros(2, device=META).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["confidence", "random"])
 @pytest.mark.parametrize("generators", ["none", "one", "one an image"])
 def test_generation(small_config, order, generators):

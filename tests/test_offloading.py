@@ -187,6 +187,7 @@ def _train_three_steps(model: nn.Module):
         optimizer.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_sharded_training(small_config, tmp_path, world_size):
     """Both processes see the same batch, so that they learn what one of them does."""

@@ -48,6 +48,7 @@ OFFLOADING: dict[str, Callable] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", OFFLOADING)
 def test_offloaded_pipelines_make_the_same_pictures(pipe, tmp_path, way):
     expected = images_of(pipe)
@@ -75,6 +76,7 @@ def test_an_offloaded_model_is_fetched_before_an_image_is_encoded(pipe):
     assert fetched.index(1) < fetched.index("encodes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_map", ["cpu", "auto", "balanced", CPU, {"": "cpu"}, {"": "disk"}])
 def test_a_device_map_is_the_models(pipe, tmp_path, device_map):
     expected = images_of(pipe)

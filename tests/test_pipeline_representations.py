@@ -185,6 +185,7 @@ def test_any_image_model_may_give_the_representations(small_config: MageConfig, 
     torch.testing.assert_close(loaded.get_representations(photo), pipe.get_representations(photo))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [MagePipeline, DiffusionPipeline])
 @pytest.mark.parametrize("with_code", [False, True])
 def test_one_folder_holds_it_all(led: MagePipeline, photo: Image.Image, tmp_path: Path, door: type, with_code: bool):

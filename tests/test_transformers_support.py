@@ -120,6 +120,7 @@ def test_trainer_learns_from_a_plain_dataset(small_config, tmp_path):
     assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path), MageForImageClassification)
 
 
+@pytest.mark.slow
 def test_trainer_averages_over_accumulated_batches(small_config, tmp_path):
     small_config.hidden_dropout_prob = small_config.attention_probs_dropout_prob = 0.0
     once = train(small_config, tmp_path, max_steps=1, per_device_train_batch_size=16, max_grad_norm=0)

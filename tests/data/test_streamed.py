@@ -44,6 +44,7 @@ def saved(sources: list[StreamedSource]) -> list[Any]:
     return copy.deepcopy([source.state_dict() for source in sources])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize("num_shards", [1, 5])
@@ -79,6 +80,7 @@ def first_epoch(source: StreamedSource, state: LaneState) -> list[tuple[int, int
     return list(itertools.takewhile(lambda epoch_and_label: epoch_and_label[0] == 0, read))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (2, 0), (1, 2), (2, 2)])
 @pytest.mark.parametrize("num_batches", [1, 3, 8])
 def test_resuming_goes_on_as_if_nothing_had_happened(

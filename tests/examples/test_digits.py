@@ -19,6 +19,7 @@ def test_split_is_fixed_and_balanced(dataset):
     assert (image.size, image.mode) == ((32, 32), "RGB")
 
 
+@pytest.mark.slow
 def test_the_judge_knows_real_digits(dataset):
     judge = digits.DigitJudge(dataset["train"])
     images = dataset["test"]["image"][:]

@@ -151,6 +151,7 @@ def test_nearest_image_of_a_copy_is_its_original(generator):
     assert distances.max() < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*too few for features")
 def test_ways_of_sampling_are_tried_once(data, tmp_path, small_config, monkeypatch):
     config = MageConfig(**{**small_config.to_dict(), "image_size": 28})

@@ -94,6 +94,7 @@ def test_private_repository_with_its_token(hub: HubServer, saved: Path):
     assert isinstance(MagePipeline.from_pretrained("org/model", token="hf_right"), MagePipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["local_files_only", "offline"])
 def test_cache_without_a_network(
     hub: HubServer, saved: Path, small_pipeline: MagePipeline, tmp_path: Path, monkeypatch, how: str

@@ -22,6 +22,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_original(tmp_path / "mage.pth", original_weights())
 
 
+@pytest.mark.slow
 def test_push(logged_in: HubServer, checkpoint: Path, tmp_path: Path):
     folder = convert(checkpoint, tmp_path / "out", "--push_to_hub", "mage-tiny")
 
@@ -32,6 +33,7 @@ def test_push(logged_in: HubServer, checkpoint: Path, tmp_path: Path):
     assert torch.equal(loaded.model.head.dense.weight, written.model.head.dense.weight)
 
 
+@pytest.mark.slow
 def test_gallery(checkpoint: Path, tmp_path: Path):
     folder = convert(checkpoint, tmp_path / "out", "--num_samples", "2")
 

@@ -66,6 +66,7 @@ def test_shards_and_classes_are_found(imagenet: HubServer):
     assert len(list(load(split="validation"))) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_two_processes_with_workers_read_everything_once(imagenet: HubServer):
     seen = Counter()
     for source in sources(num_processes=2, num_workers=2):
@@ -78,6 +79,7 @@ def test_two_processes_with_workers_read_everything_once(imagenet: HubServer):
     assert len({label for process in batches for batch in process for label in batch}) == 2 * 4 * 2
 
 
+@pytest.mark.slow
 def test_resuming_inside_a_shard(imagenet: HubServer):
     undisturbed = read(sources(2, 1), num_batches=8)
     stopped = sources(2, 1)
@@ -93,6 +95,7 @@ def test_resuming_inside_a_shard(imagenet: HubServer):
     assert any(reading.position for lane in states[0]["lanes"] for reading in lane.queue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_server_that_hangs_up(imagenet: HubServer, monkeypatch: pytest.MonkeyPatch, num_workers: int):
     undisturbed = read(sources(1, num_workers), num_batches=20)

@@ -65,6 +65,7 @@ def test_half_an_upload(logged_in: HubServer, small_pipeline: MagePipeline, monk
     logged_in.cuts.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "name"])
 def test_code_of_others(hub: HubServer, saved: Path, tmp_path: Path, place: str):
     evil = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\nclass MagePipeline: pass\n"

@@ -168,6 +168,7 @@ def test_gallery_of_samples(small_pipeline: MagePipeline):
     assert sample_gallery(small_pipeline) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "num_samples"), [(3, 8), (10, 10), (1000, 8)])
 def test_gallery_of_few_classes_shows_each(small_config: MageConfig, num_classes: int, num_samples: int):
     config = named(small_config, [f"class {number}" for number in range(num_classes)])

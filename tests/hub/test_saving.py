@@ -23,6 +23,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("model*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [("150KB", "5GB"), ("5GB", "150KB"), ("150KB", "300KB")])
 @pytest.mark.parametrize("what", ["pipeline", "model"])
 @pytest.mark.parametrize("variant", [None, "fp16"])

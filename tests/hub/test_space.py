@@ -31,6 +31,7 @@ def studio() -> Studio:
     return Studio.load(str(MODEL), sorted((MODEL / "pictures").glob("sample-*.png")))
 
 
+@pytest.mark.slow
 def test_an_image_comes_about(studio: Studio):
     settings = {"class_labels": "three", "guidance_scale": 1.0, "num_inference_steps": 5, "temperature": 6.0}
 

@@ -61,6 +61,7 @@ class TestFrechetInceptionDistance:
         result = FrechetInceptionDistance().compute(predictions=two_sides[0], references=two_sides[1])
         assert result["fid"] == pytest.approx(expected, rel=1e-9)
 
+    @pytest.mark.slow
     def test_two_halves_of_the_same_data_show_the_known_bias(self, generator):
         """To first order in 1 / N, E[FID] = 2 tr(S) / N + sum_ij l_i l_j (1 + d_ij) / ((l_i + l_j) (N - 1))."""
         count, variances = 500, torch.tensor([4.0, 2.0, 1.0, 1.0, 0.5, 0.25], dtype=torch.float64)
@@ -140,6 +141,7 @@ class TestKernelInceptionDistance:
         result = KernelInceptionDistance(num_subsets=1).compute(predictions=two_sides[0], references=two_sides[1])
         assert result["kid"] == pytest.approx(expected, rel=1e-9)
 
+    @pytest.mark.slow
     def test_mean_over_subsets_approaches_it(self, two_sides):
         x, y = (side.double() for side in two_sides)
         generator = torch.Generator().manual_seed(1)

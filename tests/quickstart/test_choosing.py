@@ -55,6 +55,7 @@ def plan_for(survey: ImageSurvey, hours: float, machine=MACHINE, rates=RATES, **
     return choose(survey, machine, hours, lambda _: rates, can_sharpen=False, **kwargs)
 
 
+@pytest.mark.slow
 def test_clothes_get_what_served_them_well():
     plan = plan_for(CLOTHES, 2.0)
 
@@ -77,6 +78,7 @@ def test_more_time_makes_more_updates_or_a_larger_model():
     assert costs[0] < costs[-1]
 
 
+@pytest.mark.slow
 def test_photographs_are_as_large_as_the_machine_allows():
     slow, fast = plan_for(PHOTOGRAPHS, 0.5), plan_for(PHOTOGRAPHS, 4.0, FAST, FAST_RATES)
 
@@ -105,6 +107,7 @@ def test_a_class_needs_images_to_be_made():
     assert any("fewer than 10 images of a class" in reason for reason in plan.reasons)
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_to_prepare_is_drawn():
     survey = dataclasses.replace(CLOTHES, num_images=10_000_000, seconds_per_image=0.01)
     plan = plan_for(survey, 1.0)
@@ -145,6 +148,7 @@ def test_a_plan_is_kept():
     assert plan_of(as_dict(plan)) == plan
 
 
+@pytest.mark.slow
 def test_operations_grow_with_the_area():
     small, large = (TokenizerSize(side, 4, 16, 64) for side in (8, 24))
     assert tokenizer_training_flops(large) == 9 * tokenizer_training_flops(small)

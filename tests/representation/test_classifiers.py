@@ -65,6 +65,7 @@ def test_weights_that_are_not_there_are_refused(folder):
         load_classifier(str(folder), ["cat", "dog"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [load_encoder, lambda name: load_classifier(name, ["cat", "dog"])])
 def test_weights_that_are_not_finite_are_refused(folder, load):
     weights = load_file(folder / "model.safetensors")

@@ -34,14 +34,16 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
     assert text.startswith("`python scripts/benchmark.py --size small")
 
 
+@pytest.mark.slow
 def test_profile_and_half_precision(benchmark, capsys):
-    benchmark([*TINY, "--workloads", "decode", "--repetitions", "1", "--profile", "true", "--dtype", "bfloat16"])
+    benchmark([*TINY, "--workloads", "train", "--repetitions", "1", "--profile", "true", "--dtype", "bfloat16"])
 
     shown = capsys.readouterr().out
-    assert "decode:\n\n| operation | calls | ms | share |" in shown
+    assert "train:\n\n| operation | calls | ms | share |" in shown
     assert len(re.findall(r"^\| `aten::\w+` \| \d+ \|", shown, re.MULTILINE)) > 5
 
 
+@pytest.mark.slow
 def test_loading_by_workers(benchmark, tmp_path):
     words = ["--workloads", "load-tokens", "load-jpegs", "--dataloader_num_workers", "2", "--jpeg_size", "60", "80"]
     benchmark([*TINY, *words, "--repetitions", "3", "--json", tmp_path / "results.json"])

@@ -83,6 +83,7 @@ def signal_group_after(update: int, number: int) -> Callable[[], None]:
     return prepare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "name"),
     [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGUSR1, 75, "SIGUSR1"), (signal.SIGINT, 130, "Ctrl-C")],
@@ -185,6 +186,7 @@ def disturb_writing(number: int):
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")], ids=["SIGTERM", "Ctrl-C"]
 )

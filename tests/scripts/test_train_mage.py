@@ -38,6 +38,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_folder_generates(train_mage: Script, flags: list[str], tmp_path: Path):
     train_mage([*flags, "--max_train_steps", "150", "--tokenized_views", "2", "--output_dir", tmp_path])
     first, last = losses(tmp_path)[:10], losses(tmp_path)[-10:]
@@ -83,6 +84,7 @@ def test_resuming_gives_the_same_bits(train_mage: Script, flags: list[str], tmp_
     assert losses(tmp_path / "twice") == losses(tmp_path / "once")[4:]
 
 
+@pytest.mark.slow
 def test_training_from_cached_tokens(
     train_mage: Script,
     cache_tokens: Script,
@@ -104,6 +106,7 @@ def test_training_from_cached_tokens(
     assert MagePipeline.from_pretrained(tmp_path / "model").vqvae is not None
 
 
+@pytest.mark.slow
 def test_cached_tokens_train_as_the_pixels_they_were_made_of(
     train_mage: Script, cache_tokens: Script, image_folder: Path, tokenizer_folder: Path, tmp_path: Path
 ):

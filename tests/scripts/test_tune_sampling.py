@@ -45,6 +45,7 @@ def tune(folder, *more: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fewer samples")
 def test_tries_are_kept_and_the_best_is_written_into_the_folder(folder, capsys):
     tune(folder)

@@ -14,6 +14,7 @@ from transformers_mage.training.tracking import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "gigaflops"),
     [
