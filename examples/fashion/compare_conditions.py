@@ -5,9 +5,10 @@ or the classes. The same network, masks, images and updates, a few seeds each.
     python -m examples.fashion.compare_conditions --token_cache outputs/fashion/tokens \
         --dataset_name outputs/fashion/data
 
-It prints a table of means and standard deviations. In the folder of each run are its samples, with the nearest
-training images below some of them; those of the runs by representations also hold images like given ones and images
-between two of them. What is there is not made again, and an interrupted training continues.
+It prints a table of means and standard deviations, and draws some samples of each beside those of the others. In the
+folder of each run are its samples, with the nearest training images below some of them; those of the runs by
+representations also hold images like given ones and images between two of them. What is there is not made again, and an
+interrupted training continues.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from examples import ROOT, run_script
@@ -94,7 +96,18 @@ def main(argv: list[str] | None = None):
             comparison.complete(name, seed, runs.figures)
     table = comparison.table(list(VARIANTS), heading="led")
     (arguments.output_dir / "table.md").write_text(table + "\n")
+    folders = [comparison.folder(name, arguments.seeds[0]) for name in arguments.variants]
+    draw_side_by_side([folder / "samples.png" for folder in folders]).save(arguments.output_dir / "samples.png")
     print(table)
+
+
+def draw_side_by_side(pictures: Sequence[Path], height: int = 56, gap: int = 2) -> Image.Image:
+    """The first row of each picture of samples, one below the other."""
+    rows = [Image.open(path).convert("L") for path in pictures]
+    sheet = Image.new("L", (max(row.width for row in rows), len(rows) * (height + gap) - gap), 255)
+    for number, row in enumerate(rows):
+        sheet.paste(row.crop((0, 0, row.width, height)), (0, number * (height + gap)))
+    return sheet
 
 
 class Runs:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
+from PIL import Image
 
 from examples.fashion import bundle, compare_conditions, evaluate, make_dataset, sweep, train_judge
 from examples.fashion.cards import write_card
@@ -265,5 +266,6 @@ def test_models_led_by_something_are_compared(data, tmp_path, small_config, monk
 
     rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == variants
+    assert Image.open(tmp_path / "out" / "samples.png").size == (578, 4 * 58 - 2)
     pictures = {path.name for path in (tmp_path / "out" / "by-MAGE-guided-0").glob("*.png")}
     assert pictures == {"samples.png", "neighbours.png", "alike.png", "between.png"}
