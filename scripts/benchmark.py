@@ -85,6 +85,7 @@ class BenchmarkArguments:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
         check_numbers(self, "batch_size num_inference_steps full_steps repetitions threads", at_least=1)
         check_numbers(self, "warmup dataloader_num_workers", at_least=0)
+        check_numbers(self, "encoder_keep_share", more_than=0, at_most=1)
         if self.batch_size % max(self.dataloader_num_workers, 1):
             raise ValueError(
                 f"`--batch_size` {self.batch_size} must be a multiple of `--dataloader_num_workers` "

@@ -15,6 +15,7 @@ from transformers_mage.files import (
     explains_full_disk,
     fingerprint,
     locked,
+    locked_beside,
     write_json,
 )
 
@@ -88,6 +89,19 @@ def test_a_folder_is_locked_for_other_processes(tmp_path):
     with locked(tmp_path):
         assert in_child(expect_lock, tmp_path) == 0
     assert in_child(lock, tmp_path) == 0
+
+
+def expect_lock_beside(path):
+    with pytest.raises(FolderError, match=rf"^{path} is in use by process \d+ on"), locked_beside(path):
+        pass
+
+
+def test_a_file_that_is_not_there_yet_is_locked_too(tmp_path):
+    with locked_beside(tmp_path / "model.pth"):
+        assert in_child(expect_lock_beside, tmp_path / "model.pth") == 0
+        with locked_beside(tmp_path / "other.pth"):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["../train", "/elsewhere/train", "a/b", "..", "."])

@@ -7,8 +7,8 @@ or the classes. The same network, masks, images and updates, a few seeds each.
 
 It prints a table of means and standard deviations, and draws some samples of each beside those of the others. In the
 folder of each run are its samples, with the nearest training images below some of them; those of the runs by
-representations also hold images like given ones and images between two of them. What is there is not made again, and an
-interrupted training continues.
+representations also hold images like given ones and images between two of them. What is there is not made again, and
+an interrupted training continues.
 """
 
 import argparse

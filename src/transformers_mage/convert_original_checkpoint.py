@@ -46,7 +46,7 @@ from .conversion.sizes import (
     read_tokenizer_config,
 )
 from .conversion.summary import next_steps, table, usage
-from .files import written_aside
+from .files import FolderError, locked_beside, written_aside
 from .hub.gallery import sample_gallery
 from .hub.model_card import add_gallery
 from .hub_folders import check_repository, push_folder
@@ -97,11 +97,12 @@ def main(argv: list[str] | None = None):
     args = parse_args(argv)
     logging.disable_progress_bar()  # there is one already
     try:
-        if args.to_original:
-            print(write_original(args.checkpoint, args.out))
-        else:
-            convert(args)
-    except CheckpointError as error:
+        with locked_beside(args.out):
+            if args.to_original:
+                print(write_original(args.checkpoint, args.out))
+            else:
+                convert(args)
+    except (CheckpointError, FolderError) as error:
         raise SystemExit(f"error: {error}") from None
     except (OSError, SafetensorError) as error:
         raise SystemExit(f"error: {error}. {_state_of(args.out)}") from None

@@ -253,9 +253,13 @@ def damaged_files(folder: Path, described: Mapping[str, Any], *, read: bool = Tr
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, meant: Path | None = None) -> Iterator[None]:
     """
     Keeps a folder to this process. The lock ends with the process, whatever ends it.
+
+    Args:
+        folder (`Path`): where the lock lies.
+        meant (`Path`, *optional*): what is kept; the folder by default.
 
     Raises:
         FolderError: if another process has the folder.
@@ -271,11 +275,29 @@ def locked(folder: Path) -> Iterator[None]:
                 raise
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise FolderError(f"{folder} is in use by {owner}. Wait for its end, or take another folder.") from error
+            raise FolderError(
+                f"{meant or folder} is in use by {owner}. Wait for its end, or take another folder."
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+@contextmanager
+def locked_beside(path: Path) -> Iterator[None]:
+    """
+    Keeps a file or folder, which need not be there yet, to this process, with a lock that lies beside it meanwhile.
+
+    Raises:
+        FolderError: if another process has it.
+    """
+    beside = path.with_name(f".{path.name}{LOCK}")
+    with locked(beside, path):
+        try:
+            yield
+        finally:
+            remove(beside)
 
 
 def check_inside(folder: str | Path, name: str, flag: str) -> Path:

@@ -46,7 +46,7 @@ WRONG_VALUES = [-1, -0.5, 1.5, "x", "", NAN, INF, -INF, [], {}, [1, 2, 3], "nan"
 # What messages call an argument that several doors have.
 ALIASES = {"input_ids": "okens"}
 # Numbers for which less than nothing means something.
-SIGNED = {"layers", "pixel_value_min", "lecam_decay", "pixel_min", "pixel_max"}
+SIGNED = {"layers", "pixel_value_min", "lecam_decay", "pixel_min", "pixel_max", "representation_layer"}
 
 
 def numbers_of(arguments_class: type) -> list[str]:
