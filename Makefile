@@ -11,7 +11,7 @@ SPACE_INSTALLED = $(SPACE_VENV)/.installed
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
-# What takes seconds: two and a half minutes on two free cores.
+# Leaves out what takes seconds: 80 seconds on two free cores.
 test-fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
