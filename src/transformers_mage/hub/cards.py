@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -21,14 +22,14 @@ def replace_block(card: Path, name: str, content: str):
     card.write_text(block.sub(lambda match: match[1] + content.rstrip("\n") + "\n" + match[2], text))
 
 
-def set_results(card: Path, task: str, dataset: Mapping[str, str], scores: Mapping[str, tuple[str, float]]):
+def set_results(card: Path, task: str, dataset: Mapping[str, Any], scores: Mapping[str, tuple[str, float]]):
     """
     Puts results into the header of a card, where the Hub looks for them.
 
     Args:
         card (`Path`): a `README.md` in the model's folder.
         task (`str`): as the Hub calls it.
-        dataset (`Mapping[str, str]`): what they were measured on: `dataset_type`, `dataset_name`, `dataset_split`.
+        dataset (`Mapping[str, Any]`): what they were measured on: `dataset_type`, `dataset_name`, `dataset_split`.
         scores (`Mapping[str, tuple[str, float]]`): what each metric is, and its value, by its short name.
     """
     loaded = ModelCard.load(card)
