@@ -145,7 +145,10 @@ def test_local_names_are_not_linked(small_config: MageConfig, tmp_path: Path):
 def test_paths_of_a_machine_are_not_told(small_config: MageConfig, tmp_path: Path):
     folder = "/home/somebody/secret/run"
     recipe = {"token_cache": folder, "model": {"start": folder}, "learning_rate": 0.1, "report_to": "none"}
-    write_card(tmp_path, CardFacts("model", "generation", small_config, folder, folder, recipe=recipe))
+    result = EvalResult("unconditional-image-generation", folder, folder, "fid", 1.0, metric_name="FID")
+    write_card(
+        tmp_path, CardFacts("model", "generation", small_config, folder, folder, recipe=recipe, results=[result])
+    )
 
     text = (tmp_path / "README.md").read_text()
     assert "somebody" not in text

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -104,6 +104,7 @@ def write_card(folder: str | Path, facts: CardFacts):
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         logger.info("%s is kept: it was not written by a training.", path)
         return
+    facts = replace(facts, results=[_of_public_data(result) for result in facts.results])
     widget = save_samples(folder, facts.samples)
     curve = draw_training_curve(facts.metrics_file, folder / "pictures" / "training.png")
     sections = [
@@ -346,6 +347,10 @@ def _public(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _public(item) for key, item in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _of_public_data(result: EvalResult) -> EvalResult:
+    return replace(result, dataset_name=_public(result.dataset_name), dataset_type=_public(result.dataset_type))
 
 
 def _results(facts: CardFacts) -> str:
