@@ -217,4 +217,5 @@ def painted(editor: dict[str, Any] | None) -> Image.Image:
 
 def default_model() -> str:
     """The variable's, or the clothes of this repository."""
-    return os.environ.get("MAGE_MODEL", str(Path(__file__).parents[2] / "model_cards" / "mage-fashion-conditional"))
+    repository = Path(__file__).resolve().parent.parent.parent
+    return os.environ.get("MAGE_MODEL", str(repository / "model_cards" / "mage-fashion-conditional"))

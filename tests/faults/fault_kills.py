@@ -187,7 +187,9 @@ def test_converting(tmp_path: Path, way: str):
 
     def run(folder: Path):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does it
-        convert(source, folder, *flags)
+        # A signal may come when all of it is written: then the command would say that it is there.
+        if not folder.exists():
+            convert(source, folder, *flags)
 
     def progress(folder: Path) -> int:
         return int(folder.exists())
