@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, ViTMAEModel, set_seed
 
 from examples import ROOT, run_script
+from examples.device import device
 from examples.digits import tasks as digits
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.hub.cards import replace_block
@@ -174,7 +175,7 @@ def probe_pixels(dataset: DatasetDict, name: str) -> list[Result]:
 
 def probe_vit_mae(folder: Path, dataset: DatasetDict, name: str) -> list[Result]:
     """Of its last layer, before the final norm, the mean over the tokens and the class token."""
-    model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0).eval()
+    model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0).to(device()).eval()
     pooled = {split: vit_mae_features(model, dataset[split]) for split in SPLITS}
     features = {
         f"ViT-MAE, {pooling}": {split: normalize(pooled[split][pooling]) for split in SPLITS}
@@ -190,7 +191,7 @@ def vit_mae_features(model: ViTMAEModel, images: Dataset, batch_size: int = 250)
     for batch in tqdm(images.batch(batch_size), desc="Extracting ViT-MAE's features", leave=False):
         pixels = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in batch["image"]])
         pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        hidden.append(model(pixel_values, output_hidden_states=True).hidden_states[-1])
+        hidden.append(model(pixel_values.to(device()), output_hidden_states=True).hidden_states[-1].cpu())
     tokens = torch.cat(hidden)
     return {"mean": tokens[:, 1:].mean(dim=1), "cls": tokens[:, 0]}
 

@@ -15,21 +15,19 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from examples.junk import JUNK_KINDS
 from transformers_mage import MagePipeline
-from transformers_mage.image_networks import load_image_network
 from transformers_mage.image_tokens import decode_images, encode_images
-from transformers_mage.metrics import FrechetInceptionDistance
 from transformers_mage.visualization import draw_steps
 
 from .images import load_split
 from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
 from .pictures import draw_images, draw_rows
 from .sampling import generate, load_pipeline, to_uint8
-from .scores import extract_features, fashion_scores, nearest_images
+from .scores import NetworkDistance, fashion_scores, nearest_images
 
 HALF = IMAGE_SIZE // 2
 # Left, upper, right and lower edge of what is hidden.
@@ -91,21 +89,11 @@ class Evaluation:
 
     def scores(self, images: Tensor) -> dict:
         scores = fashion_scores(self.judge, images, self.references)
-        if self.arguments.image_network is None:
-            return scores
-        name = self.arguments.image_network
-        features = extract_features(self.network, images)
-        fid = FrechetInceptionDistance(name).compute(predictions=features, references=self.network_references)
-        return scores | {f"fd_{name}": fid["fid"]}
+        return scores | self.network_distance(images) if self.arguments.image_network else scores
 
     @cached_property
-    def network(self) -> nn.Module:
-        return load_image_network(self.arguments.image_network)
-
-    @cached_property
-    def network_references(self) -> Tensor:
-        """The network's features of the test images."""
-        return extract_features(self.network, self.test[0])
+    def network_distance(self) -> NetworkDistance:
+        return NetworkDistance(self.arguments.image_network, self.test[0])
 
     def save(self, picture: Image.Image, name: str):
         picture.save(self.arguments.output_dir / f"{name}.png", optimize=True)
@@ -135,8 +123,9 @@ def score_tokenizer(evaluation: Evaluation) -> dict:
     vqvae, images = evaluation.pipe.vqvae, evaluation.test[0][: evaluation.arguments.num_images]
     channels = vqvae.config.in_channels
     pixels = as_grey(images).expand(-1, channels, -1, -1)
-    decoded = [decode_images(vqvae, encode_images(vqvae, batch)) for batch in tqdm(pixels.split(500), leave=False)]
-    rebuilt = to_uint8(torch.cat(decoded).clamp(0, 1))
+    batches = tqdm(pixels.split(500), leave=False)
+    decoded = [decode_images(vqvae, encode_images(vqvae, batch.to(vqvae.device))) for batch in batches]
+    rebuilt = to_uint8(torch.cat(decoded).clamp(0, 1)).cpu()
     error = (as_grey(rebuilt) - as_grey(images)).square().mean(dim=(1, 2, 3))
     evaluation.save(draw_rows([images[:16], rebuilt[:16]]), "tokenizer")
     return evaluation.scores(rebuilt) | {"psnr": float(-10 * error.log10().mean())}
@@ -191,7 +180,7 @@ def paint_half(evaluation: Evaluation, images: Tensor, box: tuple[int, int, int,
         photos = [Image.fromarray(image[0].numpy()).convert("RGB") for image in batch]
         generator = torch.Generator().manual_seed(number)
         output = evaluation.pipe(image=photos, mask_image=mask, generator=generator, feather=0, output_type="pt")
-        painted.append(to_uint8(output.images))
+        painted.append(to_uint8(output.images).cpu())
     return torch.cat(painted)
 
 

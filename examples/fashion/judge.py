@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from examples.device import device
+
 NUM_CLASSES = 10
 JUNK = NUM_CLASSES
 SURE = 0.8
@@ -58,7 +60,7 @@ class FashionJudge(nn.Module):
         """A judge that `train_judge.py` trained, in evaluation mode."""
         judge = cls()
         judge.load_state_dict(load_file(path))
-        return judge.eval()
+        return judge.to(device()).eval()
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
@@ -105,7 +107,8 @@ class Verdicts:
 
 @torch.no_grad()
 def judge_images(judge: FashionJudge, images: Tensor, batch_size: int = 500) -> Verdicts:
-    """The verdicts on images of shape `(N, 1 or 3, 28, 28)`, uint8 or floats in [0, 1]."""
-    features, logits = zip(*(judge(batch) for batch in images.split(batch_size)), strict=True)
+    """The verdicts on images of shape `(N, 1 or 3, 28, 28)`, uint8 or floats in [0, 1]; they are on the CPU."""
+    where = judge.classifier.weight.device
+    features, logits = zip(*(judge(batch.to(where)) for batch in images.split(batch_size)), strict=True)
     certainty, kinds = torch.cat(logits).softmax(dim=1).max(dim=1)
-    return Verdicts(torch.cat(features), kinds, certainty)
+    return Verdicts(torch.cat(features).cpu(), kinds.cpu(), certainty.cpu())

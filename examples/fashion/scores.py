@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from examples.device import device
+from transformers_mage.image_networks import load_image_network
 from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
 
 from .judge import FashionJudge, as_grey, judge_images
@@ -29,11 +31,30 @@ def fashion_scores(judge: FashionJudge, images: Tensor, references: Tensor) -> d
     }
 
 
+class NetworkDistance:
+    """
+    The Fréchet distance to real images by the features of a network of photographs.
+
+    Args:
+        name (`str`): of the network; see `transformers_mage.image_networks`.
+        references (`torch.Tensor` of shape `(M, 1 or 3, 28, 28)`): the real images, uint8 or floats in [0, 1].
+    """
+
+    def __init__(self, name: str, references: Tensor):
+        self.name, self.network = name, load_image_network(name).to(device())
+        self.references = extract_features(self.network, references)
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        features = extract_features(self.network, images)
+        distance = FrechetInceptionDistance(self.network).compute(predictions=features, references=self.references)
+        return {f"fd_{self.name}": distance["fid"]}
+
+
 @torch.no_grad()
 def extract_features(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """(N, D) features by a network that returns features and logits."""
+    """(N, D) features, on the CPU, by a network that returns features and logits."""
     batches = tqdm(images.split(batch_size), desc="Extracting features", mininterval=5, leave=False)
-    return torch.cat([network(as_grey(batch))[0] for batch in batches])
+    return torch.cat([network(as_grey(batch.to(device())))[0].cpu() for batch in batches])
 
 
 def nearest_images(images: Tensor, training: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:

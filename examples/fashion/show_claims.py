@@ -11,7 +11,6 @@ and represent.
 
 import argparse
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import ViTMAEModel
 
 from examples import ROOT, run_module, run_script
 from examples.comparison import Column, Comparison, Figures
+from examples.device import bfloat16, device
 from transformers_mage import MageModel
 from transformers_mage.data.labels import draw_subset
 from transformers_mage.hub.cards import replace_block
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*VARIANTS, *VIT_MAE]
     parser.add_argument("--folder", type=Path, default=Path("outputs", "fashion"), help="with data, judge, tokenizer")
+    parser.add_argument("--tokenizer_name_or_path", help="another than `vqgan-64` of the folder")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs", "fashion", "claims"))
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -120,7 +121,8 @@ class Claims:
         """The tokens of the training images, in a folder for each way of cropping."""
         folder = self.arguments.output_dir / f"tokens-{views['--crop_scale_min']}"
         if not (folder / "complete").exists():
-            flags = ["--dataset_name", self.data, "--tokenizer_name_or_path", self.arguments.folder / "vqgan-64"]
+            tokenizer = self.arguments.tokenizer_name_or_path or self.arguments.folder / "vqgan-64"
+            flags = ["--dataset_name", self.data, "--tokenizer_name_or_path", tokenizer]
             flags += ["--image_size", 28, "--batch_size", 128, "--horizontal_flip", False, "--output_dir", folder]
             run_script("cache_tokens", *flags, *flatten(views))
             (folder / "complete").touch()
@@ -163,15 +165,16 @@ class Claims:
             draws = [draw_subset(labels, shots or None, seed=seed) for seed in range(3 if shots else 1)]
             found = []
             for seed, rows in enumerate(map(torch.from_numpy, draws)):
-                probe = fit_best_probe(features["train"][rows], labels[rows], NUM_CLASSES, seed=seed)
-                found.append(score(probe(features["test"]), wanted)["accuracy"])
+                known, answers = features["train"][rows].to(device()), labels[rows].to(device())
+                probe = fit_best_probe(known, answers, NUM_CLASSES, seed=seed)
+                found.append(score(probe(features["test"].to(device())).cpu(), wanted)["accuracy"])
             accuracies[f"probe_{shots or 'all'}"] = sum(found) / len(found)
         return accuracies
 
     def mage_features(self, folder: Path) -> dict[str, Tensor]:
         """(N, hidden_size) by split: the mean over the tokens before the final norm, as in the paper."""
-        model = MageModel.from_pretrained(folder, attn_implementation="eager").eval()
-        with self.precision:
+        model = MageModel.from_pretrained(folder, attn_implementation="eager").to(device()).eval()
+        with bfloat16(self.arguments.mixed_precision == "bf16"):
             return {
                 split: in_batches(lambda ids: model(input_ids=ids).pooler_output, tokens)
                 for split, tokens in self.input_ids(model.vqvae).items()
@@ -179,19 +182,14 @@ class Claims:
 
     def vit_mae_features(self, folder: Path) -> dict[str, Tensor]:
         """The same of a ViT-MAE, of which nothing is masked."""
-        model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0, attn_implementation="eager").eval()
+        model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0, attn_implementation="eager").to(device()).eval()
 
         def pool(images: Tensor) -> Tensor:
             return model(as_grey(images), output_hidden_states=True).hidden_states[-1][:, 1:].mean(dim=1)
 
-        with self.precision:
+        with bfloat16(self.arguments.mixed_precision == "bf16"):
             return {split: in_batches(pool, images) for split, (images, _) in self.images.items()}
 
-    @property
-    def precision(self) -> AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.arguments.mixed_precision == "bf16")
-
-    @torch.autocast("cpu", enabled=False)
     def input_ids(self, tokenizer: VQModel) -> dict[str, Tensor]:
         """The tokens of all images by split. They are the same for every model, so they are kept."""
         file = self.arguments.output_dir / "input_ids.safetensors"
@@ -200,14 +198,16 @@ class Claims:
             def tokenize(images: Tensor) -> Tensor:
                 return encode_images(tokenizer, as_grey(images).expand(-1, 3, -1, -1)).flatten(1)
 
-            save_file({split: in_batches(tokenize, images) for split, (images, _) in self.images.items()}, file)
+            with bfloat16(False):
+                tokens = {split: in_batches(tokenize, images) for split, (images, _) in self.images.items()}
+            save_file(tokens, file)
         return load_file(file)
 
 
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 500) -> Tensor:
     batches = tqdm(inputs.split(batch_size), desc="Extracting features", mininterval=5, leave=False)
-    return torch.cat([function(batch) for batch in batches])
+    return torch.cat([function(batch.to(device())).cpu() for batch in batches])
 
 
 def flatten(flags: dict) -> list:

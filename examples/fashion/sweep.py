@@ -24,7 +24,7 @@ from transformers_mage.benchmarking import (
 from .images import load_split
 from .judge import FashionJudge, judge_images
 from .sampling import generate, load_pipeline
-from .scores import fashion_scores
+from .scores import NetworkDistance, fashion_scores
 
 
 def main(argv: list[str] | None = None):
@@ -45,11 +45,14 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--full_steps", type=int, nargs="+", default=[1], help="see MagePipeline")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--guidance_scale", type=float, nargs="+", help="of a class-conditional model")
+    parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
     parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
 
     judge = FashionJudge.load(arguments.judge / "model.safetensors")
-    references = judge_images(judge, load_split(arguments.dataset_name, "validation")[0]).features
+    validation = load_split(arguments.dataset_name, "validation")[0]
+    references = judge_images(judge, validation).features
+    distance = NetworkDistance(arguments.image_network, validation) if arguments.image_network else lambda images: {}
     pipe = load_pipeline(arguments.model_name_or_path, arguments.bf16)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     counted, tries = without_weights(pipe), Tries(arguments.output_dir / "sweep.jsonl")
@@ -58,7 +61,8 @@ def main(argv: list[str] | None = None):
         call = call_arguments(setting, arguments.num_images)
         images = generate(pipe_with(pipe, setting), arguments.num_images, seed=setting["seed"], **call)
         work = count_gflops(pipe_with(counted, setting), **call_arguments(setting, 1))
-        tries.add(setting | {"gflops": work} | fashion_scores(judge, images, references))
+        scores = fashion_scores(judge, images, references) | distance(images)
+        tries.add(setting | {"gflops": work} | scores)
         print(json.dumps(tries.rows[-1]), flush=True)
     rows = averaged(tries.of(settings), settings, "fd")
     draw_frontier(rows, "fd", arguments.output_dir / "frontier.png", "Fréchet distance (judge)")

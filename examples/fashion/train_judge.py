@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from examples.device import bfloat16, device
 from examples.junk import JUNK_KINDS, make_junk
 
 from .images import load_split
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None):
 
 
 def train(images: Tensor, labels: Tensor, arguments: argparse.Namespace) -> FashionJudge:
-    judge, generator = FashionJudge().train(), torch.Generator().manual_seed(arguments.seed)
+    judge, generator = FashionJudge().to(device()).train(), torch.Generator().manual_seed(arguments.seed)
     updates = arguments.num_train_epochs * (len(images) // arguments.train_batch_size)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=arguments.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=updates)
@@ -52,7 +53,7 @@ def train(images: Tensor, labels: Tensor, arguments: argparse.Namespace) -> Fash
             for chosen in order.split(arguments.train_batch_size):
                 if len(chosen) < arguments.train_batch_size:
                     break
-                with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+                with bfloat16(arguments.bf16):
                     loss = loss_of(judge, as_grey(images[chosen]), labels[chosen], generator)
                 loss.backward()
                 optimizer.step()
@@ -67,7 +68,7 @@ def loss_of(judge: FashionJudge, images: Tensor, labels: Tensor, generator: torc
     junk = make_junk(images[:JUNK_PER_BATCH], labels[:JUNK_PER_BATCH], generator)
     inputs = torch.cat([shifted(images, generator), junk])
     targets = torch.cat([labels, torch.full((len(junk),), JUNK)])
-    return F.cross_entropy(judge(inputs)[1], targets)
+    return F.cross_entropy(judge(inputs.to(device()))[1], targets.to(device()))
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
 
 from ..data.batches import Loading
@@ -85,7 +85,8 @@ def probe_features(
     known: DescribedImages, unknown: DescribedImages, num_labels: int, arguments: ClassificationArguments
 ) -> list[Result]:
     """
-    Linear probes and nearest neighbours on each of the features, for one subset of the labels.
+    Linear probes and nearest neighbours on each of the features, for one subset of the labels, computed on the
+    accelerator if there is one.
 
     Args:
         known, unknown ([`DescribedImages`]): what to learn from, and what to be scored on.
@@ -93,13 +94,14 @@ def probe_features(
         arguments ([`ClassificationArguments`]): one of [`ClassificationArguments.runs`], which says which subset.
     """
     rows = torch.from_numpy(draw_subset(known.labels, arguments.shots, arguments.label_fraction, arguments.seed))
-    labels, results = known.labels[rows], []
+    device = PartialState().device
+    labels, results = known.labels[rows].to(device), []
     for name, values in known.features.items():
-        chosen, to_classify = values[rows], unknown.features[name]
+        chosen, to_classify = values[rows].to(device), unknown.features[name].to(device)
         scores = {
             "linear probe": fit_best_probe(chosen, labels, num_labels, seed=arguments.seed)(to_classify),
             "k-NN": nearest_neighbour_scores(chosen, labels, to_classify, num_labels),
         }
         for method, logits in scores.items():
-            results.append(Result.of(arguments, f"{name}: {method}", len(rows), score(logits, unknown.labels)))
+            results.append(Result.of(arguments, f"{name}: {method}", len(rows), score(logits.cpu(), unknown.labels)))
     return results
