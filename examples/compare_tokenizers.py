@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None):
     arguments = parser.parse_args(argv)
 
     output_dir = arguments.output_dir or ROOT / "outputs" / f"tokenizers-{arguments.name}"
-    trials = SETS[arguments.name](arguments)
+    trials = SETS[arguments.name](arguments, output_dir)
     comparison = Comparison(output_dir, COLUMNS)
     for seed in arguments.seeds:
         for recipe in arguments.recipes:
@@ -90,6 +90,7 @@ class Trials:
     """What all runs share."""
 
     arguments: argparse.Namespace
+    output_dir: Path
 
     losses = ()
 
@@ -145,8 +146,13 @@ class Emoji(Trials):
 
     @cached_property
     def judge(self) -> Judge:
+        """It is kept beside the runs: all of them have the same."""
         images, labels = self.images("train")
-        return train_judge(images, labels, int(labels.max()) + 1, JUDGE_UPDATES)
+        file, num_classes = self.output_dir / "judge.safetensors", int(labels.max()) + 1
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            train_judge(images, labels, num_classes, JUDGE_UPDATES).save(file)
+        return Judge.load(file, num_classes)
 
 
 SETS = {"fashion": Clothes, "emoji": Emoji}
