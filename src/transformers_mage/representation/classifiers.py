@@ -126,10 +126,10 @@ def probe_as_classifier(
 def classifier_of(
     state: dict[str, torch.Tensor], config: MageConfig, tokenizer: VQModel
 ) -> MageForImageClassification:
-    """A trained classifier with the tokenizer that it was trained without; `state` are its weights."""
+    """A trained classifier with the tokenizer that it was trained without, where that is; `state` are its weights."""
     model = _without_tokenizer(config)
     model.load_state_dict(state)
-    return _with_tokenizer(model, tokenizer, config)
+    return _with_tokenizer(model, tokenizer, config).to(tokenizer.device)
 
 
 def _without_tokenizer(config: MageConfig) -> MageForImageClassification:
