@@ -67,7 +67,7 @@ class BenchmarkArguments:
         default_factory=lambda: [375, 500],
         metadata={"help": "Height and width of the files of `extract` and `load-jpegs`."},
     )
-    warmup: int = argument(1, "Calls before the first that counts.")
+    warmup: int = argument(2, "Calls before the first that counts; compiled training is compiled in two of them.")
     repetitions: int = argument(5, "Calls that count.")
     memory: bool = argument(True, "Measure the peak of memory, in a call of its own.")
     profile: bool = argument(False, "Print the operations that take the time.")

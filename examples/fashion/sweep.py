@@ -4,7 +4,8 @@ Tries ways of sampling a model of clothes, and scores each against the validatio
     python -m examples.fashion.sweep --model_name_or_path outputs/fashion/mage --judge outputs/fashion/judge
 
 What scripts/tune_sampling.py does with any model, by the judge of clothes. Each try is added to `sweep.jsonl` at once,
-and what is there is not tried again; `frontier.png` shows the distances against the work.
+and what is there is not tried again; `frontier.png` shows the distances against the work, and `frontier-NETWORK.png`
+those by `--image_network`.
 """
 
 import argparse
@@ -66,6 +67,10 @@ def main(argv: list[str] | None = None):
         print(json.dumps(tries.rows[-1]), flush=True)
     rows = averaged(tries.of(settings), settings, "fd")
     draw_frontier(rows, "fd", arguments.output_dir / "frontier.png", "Fréchet distance (judge)")
+    if arguments.image_network:
+        name = arguments.image_network
+        rows = averaged(tries.of(settings), settings, f"fd_{name}")
+        draw_frontier(rows, f"fd_{name}", arguments.output_dir / f"frontier-{name}.png", f"Fréchet distance ({name})")
 
 
 def all_settings(arguments: argparse.Namespace) -> list[dict]:

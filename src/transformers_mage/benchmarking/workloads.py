@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import VQModel
 from PIL import Image
+from torch import nn
 
 from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
@@ -88,23 +89,64 @@ def train(setting: Setting) -> Run:
 
 def train_pixels(setting: Setting) -> Run:
     """The same from images, which the tokenizer encodes in each step."""
-    pixels = setting.pixels()
-    return _training_step(setting, lambda: encode_images(setting.model.mage.vqvae, pixels))
+    vqvae, pixels = _tokenizer(setting), setting.pixels()
+    return _training_step(setting, lambda: encode_images(vqvae, pixels))
 
 
 def _training_step(setting: Setting, get_tokens: Callable[[], torch.LongTensor]) -> Run:
     model = setting.model.train()
     if setting.is_compiled:
         model.compile()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=setting.device.type != "meta")
     generator = torch.Generator().manual_seed(0)
 
-    def step() -> torch.Tensor:
+    def loss() -> torch.Tensor:
         tokens = get_tokens()
         masks = sample_masks(model.config, setting.batch_size, generator=generator, device=setting.device)
         with setting.autocast():
-            loss = model(input_ids=tokens, **masks.as_kwargs()).loss
+            return model(input_ids=tokens, **masks.as_kwargs()).loss
+
+    return _update(setting, model, loss)
+
+
+def train_tokenizer(setting: Setting) -> Run:
+    """
+    A training step of the tokenizer as a VQGAN with all losses: autoencoder and discriminator, each forward and
+    backward, clipping, AdamW. The perceptual network, EfficientNet-lite0, is left out where nothing is computed.
+    """
+    from ..training.vqgan.adversarial import Adversary
+    from ..training.vqgan.discriminator import PatchDiscriminator
+    from ..training.vqgan.objective import LossWeights, VQGANForTraining
+    from ..training.vqgan.perceptual import perceptual_distance
+
+    pixels, config = setting.pixels(), setting.model.config
+    with setting.device:
+        vqvae = VQModel.from_config(config.vq_config)
+        # As many levels as leave some patches of a small image to judge.
+        discriminator = PatchDiscriminator(
+            config.num_channels, vqvae.config.block_out_channels[0], num_levels=3 if pixels.shape[-1] > 64 else 2
+        )
+    is_computed = setting.device.type != "meta"
+    weights = LossWeights(reconstruction=4.0, perceptual=0.1 if is_computed else 0.0, adversarial=0.02)
+    perceptual = perceptual_distance("efficientnet-lite0", num_stages=3) if is_computed else None
+    adversary = Adversary(discriminator, "hinge", lecam_weight=0.001)
+    model = VQGANForTraining(vqvae, weights, perceptual, adversary, l1_share=0.0).to(setting.device).train()
+    if setting.is_compiled:
+        vqvae.encoder.compile()
+        vqvae.decoder.compile()
+
+    def loss() -> torch.Tensor:
+        with setting.autocast():
+            return model(pixels).loss
+
+    return _update(setting, model, loss)
+
+
+def _update(setting: Setting, model: nn.Module, get_loss: Callable[[], torch.Tensor]) -> Run:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=setting.device.type != "meta")
+
+    def step() -> torch.Tensor:
+        loss = get_loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 3.0)
         optimizer.step()
@@ -298,6 +340,7 @@ def pink_noise(height: int, width: int, seed: int) -> np.ndarray:
 WORKLOADS: dict[str, Callable[[Setting], Run]] = {
     "train": train,
     "train-pixels": train_pixels,
+    "train-tokenizer": train_tokenizer,
     "features": features,
     "extract": extract,
     "generate": generate,
@@ -309,4 +352,4 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 }
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
-WITHOUT_PLAIN_PATH = ("draw", "load-tokens")
+WITHOUT_PLAIN_PATH = ("draw", "load-tokens", "train-tokenizer")
