@@ -58,7 +58,7 @@ emoji: $(INSTALLED)
 		--model_name_or_path outputs/mage-emoji --card docs/representations.md
 
 # Needs Debian's package dataset-fashion-mnist: installed, or `make fashion PACKAGE=FILE.deb` (`apt-get download` needs no
-# root). Several hours of two slow cores; interrupted, it continues.
+# root). About six hours of two slow cores, most of them the model's; interrupted, it continues.
 fashion: $(INSTALLED)
 	$(BIN)/python -m examples.fashion.make $(if $(PACKAGE),--package $(PACKAGE))
 

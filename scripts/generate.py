@@ -10,7 +10,7 @@ numbers are rounded in another order there, which can turn the choice between tw
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,7 +37,9 @@ from transformers_mage.scheduling_mage import MASKING_SCHEDULES, UNMASKING_ORDER
 from transformers_mage.visualization import draw_grid
 
 SCHEDULER_CHOICES = ("masking_schedule", "unmasking_order", "token_temperature", "top_k", "top_p")
-PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule")
+PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule", "guidance_interval")
+# Ways to save work, of the pipeline itself.
+SAVINGS = ("encoder_keep_share", "full_steps")
 NUM_IN_GRID = 64
 
 
@@ -62,6 +64,10 @@ class GenerationArguments:
     )
     guidance_scale: float = argument(0.0, "Strength of classifier-free guidance; 0 is none.")
     guidance_schedule: str = argument("linear", "How guidance rises.", choices=list(GUIDANCE_SCHEDULES))
+    guidance_interval: list[float] = field(
+        default_factory=lambda: [0.0, 1.0],
+        metadata={"help": "Shares of the steps from which and up to which there is guidance; others cost half."},
+    )
     num_inference_steps: int | None = argument(None, "Decoding steps; the model's scheduler says how many.")
     temperature: float | None = argument(None, "Strength of the noise on the choice of tokens to keep.")
     masking_schedule: str | None = argument(
@@ -71,13 +77,21 @@ class GenerationArguments:
     token_temperature: float | None = argument(None, "Divides the logits that tokens are sampled from.")
     top_k: int | None = argument(None, "Sample among the k likeliest codes.")
     top_p: float | None = argument(None, "Sample among the likeliest codes that have this probability together.")
+    encoder_keep_share: float | None = argument(
+        None, "Least share of the tokens that the encoder sees, 1 for all; the model's folder says how many."
+    )
+    full_steps: int | None = argument(
+        None, "Every how many steps compute all tokens, 1 for each; the model's folder says how many."
+    )
 
     def check(self):
         if not self.pretrained_model_name_or_path:
             raise ValueError("Say which model to use: `--pretrained_model_name_or_path FOLDER`.")
-        check_numbers(self, "num_images batch_size shard_size num_inference_steps top_k", at_least=1)
+        check_numbers(self, "num_images batch_size shard_size num_inference_steps top_k full_steps", at_least=1)
         check_numbers(self, "seed guidance_scale temperature token_temperature", at_least=0)
-        check_numbers(self, "top_p", more_than=0, at_most=1)
+        check_numbers(self, "top_p encoder_keep_share", more_than=0, at_most=1)
+        if len(self.guidance_interval) != 2:
+            raise ValueError(f"`--guidance_interval` takes two shares of the steps, got {self.guidance_interval}.")
 
 
 @reports_errors
@@ -92,7 +106,7 @@ def main(argv: list[str] | None = None):
 def run(arguments: GenerationArguments, pipe: MagePipeline, state: PartialState):
     folder = Path(arguments.output_dir)
     classes = ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
-    pipe.check_guidance(arguments.guidance_scale, arguments.guidance_schedule)
+    pipe.check_guidance(arguments.guidance_scale, arguments.guidance_schedule, arguments.guidance_interval)
     settings = describe(arguments, pipe, classes)
     is_resumed = check_folder(folder, settings)
     writer = create_writer(arguments, pipe)
@@ -131,6 +145,10 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     chosen = {key: getattr(arguments, key) for key in SCHEDULER_CHOICES if getattr(arguments, key) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **chosen)
+    saved = {key: getattr(arguments, key) for key in SAVINGS if getattr(arguments, key) is not None}
+    if saved.get("encoder_keep_share") == 1:
+        saved["encoder_keep_share"] = None
+    pipe.register_to_config(**saved)
     pipe.set_progress_bar_config(disable=True)
     if arguments.torch_compile:
         pipe.compile()
@@ -145,12 +163,17 @@ def describe(arguments: GenerationArguments, pipe: MagePipeline, classes: ClassP
     for key in ("num_inference_steps", "temperature"):
         given = getattr(arguments, key)
         scheduler[key] = pipe.scheduler.config[key] if given is None else given
+    # Only where they differ from the plain way: folders of before they existed are resumed.
+    later = {key: pipe.config[key] for key, plain in zip(SAVINGS, (None, 1), strict=True) if pipe.config[key] != plain}
+    if arguments.guidance_interval != [0.0, 1.0]:
+        later["guidance_interval"] = arguments.guidance_interval
     return {
         "model": fingerprint(pipe.model),
         "class_labels": classes.describe(),
         **{name: getattr(arguments, name) for name in names},
         **shards,
         **scheduler,
+        **later,
     }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from examples import ROOT, run_script
+from examples.device import is_on_processor
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import read_json, write_json
@@ -61,7 +62,12 @@ class Workplace:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies matrices faster in bfloat16 than in float32: some emulate it, very slowly."""
+    """
+    Whether there is an accelerator, or this processor multiplies matrices faster in bfloat16 than in float32: some
+    emulate it, very slowly.
+    """
+    if not is_on_processor():
+        return True
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(512, 512, dtype=dtype)

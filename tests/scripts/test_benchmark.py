@@ -25,6 +25,7 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
     assert variants == {(workload, variant) for workload in compared for variant in ("fast", "plain")} | {
         ("draw", "fast"),
         ("load-tokens", "fast"),
+        ("train-tokenizer", "fast"),
     }
     for result in saved["results"]:
         assert len(result["seconds"]) == 2

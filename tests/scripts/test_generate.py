@@ -74,7 +74,22 @@ def test_samples_are_those_of_the_pipeline(generate, flags, model_folder, tmp_pa
     assert PIL.Image.open(tmp_path / "grid.png").size == (5 * 66 - 2, 4 * 66 - 2)  # four times as large
 
 
-def test_files_do_not_depend_on_the_number_of_processes(generate, flags, tmp_path):
+def test_ways_to_save_work_are_those_of_the_pipeline(generate, flags, model_folder, tmp_path):
+    saving = ["--encoder_keep_share", "0.5", "--full_steps", "2", "--guidance_interval", "0.5", "1"]
+    generate.main([*flags, *saving, "--guidance_scale", "2", "--output_dir", str(tmp_path)])
+    pipe = MagePipeline.from_pretrained(model_folder, encoder_keep_share=0.5, full_steps=2)
+    pipe.set_progress_bar_config(disable=True)
+    guidance = {"guidance_scale": 2.0, "guidance_interval": (0.5, 1.0)}
+    again = pipe(class_labels=1, generator=[generator_of(0, 7)], **guidance).images[0]
+    difference = np.asarray(again, dtype=int) - np.asarray(PIL.Image.open(tmp_path / "images" / "000000007.png"))
+    assert np.abs(difference).max() <= 1
+    with pytest.raises(SystemExit, match="full_steps was 2 there and is None now"):
+        generate.main([*flags, "--guidance_scale", "2", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("saving", [[], ["--encoder_keep_share", "0.5", "--full_steps", "2"]])
+def test_files_do_not_depend_on_the_number_of_processes(generate, flags, tmp_path, saving: list[str]):
+    flags = [*flags, *saving]
     generate.main([*flags, "--output_dir", str(tmp_path / "one")])
     shared = [*flags, "--output_dir", str(tmp_path / "two")]
     assert [run_as(generate, shared, process_index=index, num_processes=2) for index in (1, 0)] == [8, 12]
@@ -186,6 +201,9 @@ def test_wrong_flags_are_refused(generate, flags, capsys):
         "seed": ("-1", "at least 0, got -1"),
         "guidance_scale": ("-1", "at least 0, got -1"),
         "top_p": ("2", "at most 1, got 2"),
+        "encoder_keep_share": ("0", "more than 0, got 0"),
+        "full_steps": ("0", "at least 1, got 0"),
+        "guidance_interval": ("0.5", "two shares of the steps, got .0.5."),
     }
     for name, (value, message) in refused.items():
         with pytest.raises(SystemExit):
