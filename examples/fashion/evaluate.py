@@ -23,20 +23,12 @@ from transformers_mage import MagePipeline
 from transformers_mage.image_tokens import decode_images, encode_images
 from transformers_mage.visualization import draw_steps
 
+from .halves import HALVES, hide_half, paint_half
 from .images import load_split
-from .judge import IMAGE_SIZE, FashionJudge, as_grey, judge_images
+from .judge import FashionJudge, as_grey, judge_images
 from .pictures import draw_images, draw_rows
 from .sampling import generate, load_pipeline, to_uint8
 from .scores import NetworkDistance, fashion_scores, nearest_images
-
-HALF = IMAGE_SIZE // 2
-# Left, upper, right and lower edge of what is hidden.
-HALVES = {
-    "upper": (0, 0, IMAGE_SIZE, HALF),
-    "lower": (0, HALF, IMAGE_SIZE, IMAGE_SIZE),
-    "left": (0, 0, HALF, IMAGE_SIZE),
-    "right": (HALF, 0, IMAGE_SIZE, IMAGE_SIZE),
-}
 
 
 def main(argv: list[str] | None = None):
@@ -162,26 +154,11 @@ def score_inpainting(evaluation: Evaluation) -> dict:
     images = evaluation.test[0][: evaluation.arguments.num_inpainted]
     before, kept, rows = judge_images(evaluation.judge, images).kinds, {}, [images[:16]]
     for name, box in HALVES.items():
-        painted = paint_half(evaluation, images, box)
+        painted = paint_half(evaluation.pipe, images, box)
         kept[name] = float((judge_images(evaluation.judge, painted).kinds == before).float().mean())
-        hidden = images[:16].clone()
-        hidden[:, :, box[1] : box[3], box[0] : box[2]] = 128
-        rows += [hidden, painted[:16]]
+        rows += [hide_half(images[:16], box), painted[:16]]
     evaluation.save(draw_rows(rows), "inpainting")
     return {"kept": kept, "mean": sum(kept.values()) / len(kept)}
-
-
-def paint_half(evaluation: Evaluation, images: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """The images with what is in the box painted anew, without being told their class."""
-    mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
-    mask.paste(255, box)
-    painted = []
-    for number, batch in enumerate(images.split(250)):
-        photos = [Image.fromarray(image[0].numpy()).convert("RGB") for image in batch]
-        generator = torch.Generator().manual_seed(number)
-        output = evaluation.pipe(image=photos, mask_image=mask, generator=generator, feather=0, output_type="pt")
-        painted.append(to_uint8(output.images).cpu())
-    return torch.cat(painted)
 
 
 if __name__ == "__main__":

@@ -61,11 +61,10 @@ def encode(name):
 def predict(name):
     return AutoModelForMaskedImageModeling.from_pretrained(name, **trusted)(pixels).logits
 
-def classify(name):
-    return AutoModelForImageClassification.from_pretrained(name, **trusted)(pixels).logits
+def load_classifier(name):
+    return AutoModelForImageClassification.from_pretrained(name, **trusted)
 
-def save_again(load, name, target):
-    loaded = load(name, **trusted)
+def save_again(loaded, target):
     loaded.save_pretrained(folder / target)
     return str(folder / target)
 
@@ -100,10 +99,10 @@ def led(pipe):
     return images, pipe.draw_representations(generator=generator)
 
 for place, name in (("folder", str(folder / "led")), ("name", "org/led")):
-    results["led", place] = led(DiffusionPipeline.from_pretrained(name, **trusted))
-    results["led", place, "again"] = led(DiffusionPipeline.from_pretrained(
-        save_again(DiffusionPipeline.from_pretrained, name, "again-led-" + place), **trusted
-    ))
+    pipe = DiffusionPipeline.from_pretrained(name, **trusted)
+    results["led", place] = led(pipe)
+    again = save_again(pipe, "again-led-" + place)
+    results["led", place, "again"] = led(DiffusionPipeline.from_pretrained(again, **trusted))
 """
 
 
@@ -199,17 +198,19 @@ def publish_versions(folder: Path, server: HubServer):
 def pipeline_steps(card: str, place: str, name: str) -> list[str]:
     load = "DiffusionPipeline.from_pretrained"
     return [
-        f"results[{card!r}, {place!r}] = generate({load}({name!r}, **trusted)), predict({name!r}), encode({name!r})",
-        f"again = save_again({load}, {name!r}, 'again-{card}-{place}')",
+        f"pipe = {load}({name!r}, **trusted)",
+        f"results[{card!r}, {place!r}] = generate(pipe), predict({name!r}), encode({name!r})",
+        f"again = save_again(pipe, 'again-{card}-{place}')",
         f"results[{card!r}, {place!r}, 'again'] = generate({load}(again, **trusted)), predict(again), encode(again)",
     ]
 
 
 def classifier_steps(place: str, name: str) -> list[str]:
     return [
-        f"results['classifier', {place!r}] = classify({name!r})",
-        f"again = save_again(AutoModelForImageClassification.from_pretrained, {name!r}, 'again-{place}')",
-        f"results['classifier', {place!r}, 'again'] = classify(again)",
+        f"classifier = load_classifier({name!r})",
+        f"results['classifier', {place!r}] = classifier(pixels).logits",
+        f"again = save_again(classifier, 'again-{place}')",
+        f"results['classifier', {place!r}, 'again'] = load_classifier(again)(pixels).logits",
         f"results['labels', {place!r}] = pipeline('image-classification', {name!r}, **trusted)(photo)",
         f"features = pipeline('image-feature-extraction', {name!r}, **trusted)(photo)",
         f"results['features', {place!r}] = torch.tensor(features)",

@@ -58,7 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(address: str) -> Iterator[webdriver.Chrome]:
+def chrome(address: str) -> Iterator[webdriver.Chrome]:
     os.environ["SE_OFFLINE"] = "true"
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
@@ -71,13 +71,13 @@ def browser(address: str) -> Iterator[webdriver.Chrome]:
     )
     for flag in flags:
         options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
-        browser.get(address)
-        find(browser, "#generate")
-        yield browser
+        chrome.get(address)
+        find(chrome, "#generate")
+        yield chrome
     finally:
-        browser.quit()
+        chrome.quit()
 
 
 def wait_for(condition: Callable[[], object], what: str):
@@ -87,13 +87,13 @@ def wait_for(condition: Callable[[], object], what: str):
         time.sleep(0.2)
 
 
-def find(browser: webdriver.Chrome, selector: str):
-    return WebDriverWait(browser, SECONDS).until(lambda page: page.find_element(By.CSS_SELECTOR, selector))
+def find(chrome: webdriver.Chrome, selector: str):
+    return WebDriverWait(chrome, SECONDS).until(lambda page: page.find_element(By.CSS_SELECTOR, selector))
 
 
-def picture(browser: webdriver.Chrome, selector: str) -> np.ndarray | None:
+def picture(chrome: webdriver.Chrome, selector: str) -> np.ndarray | None:
     """The pixels that are shown, which are others from one step to the next; None where they are not there yet."""
-    shown = browser.find_elements(By.CSS_SELECTOR, f"{selector} img")
+    shown = chrome.find_elements(By.CSS_SELECTOR, f"{selector} img")
     if not shown:
         return None
     try:
@@ -104,40 +104,40 @@ def picture(browser: webdriver.Chrome, selector: str) -> np.ndarray | None:
         return None
 
 
-def open_tab(browser: webdriver.Chrome, name: str):
-    tabs = browser.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+def open_tab(chrome: webdriver.Chrome, name: str):
+    tabs = chrome.find_elements(By.CSS_SELECTOR, "button[role=tab]")
     next(tab for tab in tabs if tab.text == name).click()
 
 
-def test_generate(browser: webdriver.Chrome, record_testsuite_property):
+def test_generate(chrome: webdriver.Chrome, record_testsuite_property):
     pipe = MagePipeline.from_pretrained(MODEL)
     pipe.set_progress_bar_config(disable=True)
     asked = {"class_labels": "t-shirt", "guidance_scale": 1.0, "num_inference_steps": 20, "temperature": 6.0}
     expected = np.asarray(enlarge(pipe(generator=torch.Generator().manual_seed(7), **asked).images[0]))
-    seed = find(browser, "#generate-seed input")
+    seed = find(chrome, "#generate-seed input")
     seed.send_keys(Keys.CONTROL, "a")
     seed.send_keys("7", Keys.TAB)
 
     start = time.perf_counter()
-    find(browser, "#generate").click()
-    wait_for(lambda: picture(browser, "#generated") is not None, "the first picture")
+    find(chrome, "#generate").click()
+    wait_for(lambda: picture(chrome, "#generated") is not None, "the first picture")
     record_testsuite_property("seconds_to_first_picture", time.perf_counter() - start)
-    wait_for(lambda: np.array_equal(picture(browser, "#generated"), expected), "the pipeline's own image")
+    wait_for(lambda: np.array_equal(picture(chrome, "#generated"), expected), "the pipeline's own image")
     record_testsuite_property("seconds_to_image", time.perf_counter() - start)
 
 
-def test_painting(browser: webdriver.Chrome):
+def test_painting(chrome: webdriver.Chrome):
     """What is painted over is made anew, and everything else is kept to the pixel."""
-    open_tab(browser, "Edit")
-    canvas = find(browser, "#editor canvas")
+    open_tab(chrome, "Edit")
+    canvas = find(chrome, "#editor canvas")
     wait_for(lambda: canvas.size["width"] > 0, "the editor")
-    button = find(browser, "#edit")
+    button = find(chrome, "#edit")
     button.click()
-    wait_for(lambda: "Paint over" in browser.page_source, "a toast")
+    wait_for(lambda: "Paint over" in chrome.page_source, "a toast")
     time.sleep(1)
 
     right = canvas.size["width"] // 12
-    stroke = ActionChains(browser).move_to_element_with_offset(canvas, right, -40).click_and_hold()
+    stroke = ActionChains(chrome).move_to_element_with_offset(canvas, right, -40).click_and_hold()
     for _ in range(8):
         stroke = stroke.move_by_offset(4, 10)
     stroke.release().perform()
@@ -146,31 +146,31 @@ def test_painting(browser: webdriver.Chrome):
 
     example = Image.open(MODEL / "pictures" / "sample-0.png").convert("RGB")
     original = np.asarray(enlarge(shrink(example, SIDE)))
-    wait_for(lambda: picture(browser, "#edited") is not None, "the edited picture")
+    wait_for(lambda: picture(chrome, "#edited") is not None, "the edited picture")
 
     def shows_what_is_kept() -> bool:
-        shown = picture(browser, "#edited")
+        shown = picture(chrome, "#edited")
         return shown is not None and np.array_equal(shown[:, :96], original[:, :96])
 
     wait_for(shows_what_is_kept, "what is kept")
-    edited = picture(browser, "#edited")
+    edited = picture(chrome, "#edited")
     assert edited.shape == original.shape
     assert (edited != original).any()
     if "MAGE_SCREENSHOT" in os.environ:
-        browser.execute_script("document.querySelectorAll('.toast-wrap').forEach(toast => toast.remove())")
-        browser.save_screenshot(os.environ["MAGE_SCREENSHOT"])
+        chrome.execute_script("document.querySelectorAll('.toast-wrap').forEach(toast => toast.remove())")
+        chrome.save_screenshot(os.environ["MAGE_SCREENSHOT"])
 
 
-def test_looking(browser: webdriver.Chrome):
-    open_tab(browser, "What does it see?")
-    wait_for(lambda: visible(browser, ".gallery-item"), "the examples")
-    visible(browser, ".gallery-item")[2].click()
-    wait_for(lambda: picture(browser, "#looked-at") is not None, "the chosen example")
-    find(browser, "#look").click()
+def test_looking(chrome: webdriver.Chrome):
+    open_tab(chrome, "What does it see?")
+    wait_for(lambda: visible(chrome, ".gallery-item"), "the examples")
+    visible(chrome, ".gallery-item")[2].click()
+    wait_for(lambda: picture(chrome, "#looked-at") is not None, "the chosen example")
+    find(chrome, "#look").click()
 
-    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#nearest img")) == 4, "its neighbours")
-    assert "1.00" in browser.find_element(By.CSS_SELECTOR, "#nearest").text
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#nearest img")) == 4, "its neighbours")
+    assert "1.00" in chrome.find_element(By.CSS_SELECTOR, "#nearest").text
 
 
-def visible(browser: webdriver.Chrome, selector: str) -> list:
-    return [element for element in browser.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
+def visible(chrome: webdriver.Chrome, selector: str) -> list:
+    return [element for element in chrome.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]

@@ -10,14 +10,14 @@ ONCE = ["--repetitions", "1", "--warmup", "0", "--memory", "false"]
 
 
 @pytest.fixture
-def benchmark():
+def run_benchmark():
     return load_script("benchmark")
 
 
 @pytest.mark.slow
-def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
+def test_every_workload_is_measured_and_compared(run_benchmark, tmp_path, capsys):
     files = ["--json", tmp_path / "results.json", "--markdown", tmp_path / "tables.md"]
-    benchmark([*TINY, "--repetitions", "2", "--compare", "plain", *files])
+    run_benchmark([*TINY, "--repetitions", "2", "--compare", "plain", *files])
 
     saved = json.loads((tmp_path / "results.json").read_text())
     variants = {(result["workload"], result["variant"]) for result in saved["results"]}
@@ -37,8 +37,8 @@ def test_every_workload_is_measured_and_compared(benchmark, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_profile_and_half_precision(benchmark, capsys):
-    benchmark([*TINY, "--workloads", "draw", *ONCE, "--profile", "true", "--dtype", "bfloat16"])
+def test_profile_and_half_precision(run_benchmark, capsys):
+    run_benchmark([*TINY, "--workloads", "draw", *ONCE, "--profile", "true", "--dtype", "bfloat16"])
 
     shown = capsys.readouterr().out
     assert "draw:\n\n| operation | calls | ms | share |" in shown
@@ -46,9 +46,9 @@ def test_profile_and_half_precision(benchmark, capsys):
 
 
 @pytest.mark.slow
-def test_loading_by_workers(benchmark, tmp_path):
+def test_loading_by_workers(run_benchmark, tmp_path):
     words = ["--workloads", "load-tokens", "load-jpegs", "--dataloader_num_workers", "2", "--jpeg_size", "60", "80"]
-    benchmark([*TINY, *words, "--repetitions", "3", "--json", tmp_path / "results.json"])
+    run_benchmark([*TINY, *words, "--repetitions", "3", "--json", tmp_path / "results.json"])
 
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [result["images_per_second"] > 0 for result in results] == [True, True]
@@ -64,8 +64,8 @@ def test_loading_by_workers(benchmark, tmp_path):
         (["--device", "abacus"], "`--device abacus` is not available"),
     ],
 )
-def test_what_cannot_be_measured(benchmark, words, message, capsys):
+def test_what_cannot_be_measured(run_benchmark, words, message, capsys):
     with pytest.raises(SystemExit) as error:
-        benchmark([*TINY, *words])
+        run_benchmark([*TINY, *words])
 
     assert re.search(message, f"{error.value} {capsys.readouterr().err}")

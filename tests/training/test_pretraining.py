@@ -13,7 +13,7 @@ SIZES |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_nu
 
 
 @pytest.fixture
-def config() -> MageConfig:
+def tiny_config() -> MageConfig:
     return MageConfig(codebook_size=8, patch_size=2, **SIZES)
 
 
@@ -43,10 +43,10 @@ def test_views_are_encoded_once(tokenizer: VQModel):
     assert torch.equal(tokens[:, 1].long(), tokenize(tokenizer, images / 255))
 
 
-def test_the_contrastive_loss_is_weighted_and_only_for_training(config: MageConfig):
+def test_the_contrastive_loss_is_weighted_and_only_for_training(tiny_config: MageConfig):
     torch.manual_seed(0)
-    model = MageForPreTraining(MageForMaskedImageModeling(config), contrastive_weight=0.5)
-    input_ids, masks = torch.randint(8, (6, 64)), sample_masks(config, 6)
+    model = MageForPreTraining(MageForMaskedImageModeling(tiny_config), contrastive_weight=0.5)
+    input_ids, masks = torch.randint(8, (6, 64)), sample_masks(tiny_config, 6)
     loss, metrics = model(input_ids, masks)
     torch.testing.assert_close(loss, metrics["reconstruction_loss"] + 0.5 * metrics["contrastive_loss"])
     loss.backward()
@@ -57,7 +57,7 @@ def test_the_contrastive_loss_is_weighted_and_only_for_training(config: MageConf
 
 
 @pytest.mark.slow
-def test_the_model_compiles_to_one_graph_for_all_ratios(config: MageConfig):
+def test_the_model_compiles_to_one_graph_for_all_ratios(tiny_config: MageConfig):
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.nn.Module:
@@ -65,10 +65,10 @@ def test_the_model_compiles_to_one_graph_for_all_ratios(config: MageConfig):
         return graph.forward
 
     torch.compiler.reset()
-    model = MageForMaskedImageModeling(config)
+    model = MageForMaskedImageModeling(tiny_config)
     model.compile(backend=backend, fullgraph=True)
     for seed in range(4):
-        masks = sample_masks(config, 4, generator=torch.Generator().manual_seed(seed))
+        masks = sample_masks(tiny_config, 4, generator=torch.Generator().manual_seed(seed))
         model(input_ids=torch.randint(8, (4, 64)), **masks.as_kwargs()).loss.backward()
     # The second ratio makes the number of masked tokens a variable of the graph.
     assert len(graphs) == 2

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ..data.indexed import BatchedDataset
 
 Run = Callable[[], object]
+# Of `draw`: RCG's.
+DRAWING_STEPS = 250
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Setting:
         dtype (`torch.dtype`): `torch.float32`, or what to compute in where that does not change tokens.
         num_inference_steps (`int`): of `generate`.
         encoder_keep_share, full_steps: of `generate`; see [`MagePipeline`].
+        num_drawing_steps (`int`): of `draw`.
         is_compiled (`bool`): whether the pipeline compiles its steps.
         num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
@@ -54,6 +57,7 @@ class Setting:
     num_inference_steps: int = 20
     encoder_keep_share: float | None = None
     full_steps: int | Sequence[int] = 1
+    num_drawing_steps: int = DRAWING_STEPS
     is_compiled: bool = False
     num_workers: int = 0
     jpeg_size: tuple[int, int] = (375, 500)
@@ -236,7 +240,7 @@ def _generate_plainly(setting: Setting, temperature: float = 6.0) -> torch.Tenso
 
 
 def draw(setting: Setting) -> Run:
-    """A representation for each image, in the 250 steps of RCG; its model is one for ViT-B and ViT-L."""
+    """A representation for each image, in the steps of RCG; its model is one for ViT-B and ViT-L."""
     width = setting.model.config.hidden_size
     sizes = {} if width >= 768 else {"hidden_size": 2 * width, "bottleneck_size": 2 * width, "num_blocks": 2}
     with setting.device:
@@ -245,7 +249,7 @@ def draw(setting: Setting) -> Run:
         model.to(setting.dtype)
     if setting.is_compiled:
         model.compile()
-    return lambda: draw_representations(model, setting.batch_size)
+    return lambda: draw_representations(model, setting.batch_size, num_inference_steps=setting.num_drawing_steps)
 
 
 def encode(setting: Setting) -> Run:
