@@ -201,9 +201,9 @@ def test_wrong_flags_are_refused(generate, flags, capsys):
         "seed": ("-1", "at least 0, got -1"),
         "guidance_scale": ("-1", "at least 0, got -1"),
         "top_p": ("2", "at most 1, got 2"),
-        "encoder_keep_share": ("0", "more than 0, got 0"),
+        "encoder_keep_share": ("0", "more than 0 and at most 1, got 0.0"),
         "full_steps": ("0", "at least 1, got 0"),
-        "guidance_interval": ("0.5", "two shares of the steps, got .0.5."),
+        "guidance_interval": ("0.5", "two shares of the steps, got [0.5]"),
     }
     for name, (value, message) in refused.items():
         with pytest.raises(SystemExit):
