@@ -70,10 +70,11 @@ class Finishing:
         self.dataset_name = dataset_name
         self.publication = publication
 
-    def judging(self) -> dict[str, Callable[[], None]]:
-        """The stages between the trainings and the probes, in this order."""
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Those between the trainings and the probes, in this order, and the last one."""
         sweep = {"sweep": self.choose_sampling} if self.plan.num_swept else {}
-        return {"assembly": self.assemble, "judge": self.train_judge, **sweep, "scores": self.score}
+        judging = {"assembly": self.assemble, "judge": self.train_judge, **sweep, "scores": self.score}
+        return {**judging, "card": self.write_card}
 
     def assemble(self):
         """The trained models with the sharpened decoder, where people look for them."""

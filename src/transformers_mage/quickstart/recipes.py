@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from ..files import write_text
-from .choosing import Plan, Sizes
+from .choosing import Plan
 from .measuring import Machine
+from .sizes import Sizes
 
 # The single command of each stage that has one, in their order.
 SCRIPTS = {
@@ -71,10 +71,10 @@ def recipes_of(plan: Plan, machine: Machine, folder: Path, seed: int = 0) -> dic
     return found
 
 
-def write_recipe(path: Path, stage: str, values: dict[str, Any], num_threads: int):
-    """Writes a recipe, with the command that follows it."""
+def recipe_text(path: Path, stage: str, values: dict[str, Any], num_threads: int) -> str:
+    """A recipe, with the command that follows it."""
     command = f"OMP_NUM_THREADS={num_threads} python scripts/{SCRIPTS[stage]}.py --config {path}"
-    write_text(path, f"# {command}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
+    return f"# {command}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
 class _Recipes:

@@ -99,6 +99,33 @@ def training_flops_of(model: ModelSize, tokenizer: TokenizerSize) -> float:
     return training_flops(model.config((side, side), tokenizer.codebook_size, tokenizer.patch_size))
 
 
+@dataclass
+class Sizes:
+    """
+    What is trained.
+
+    Attributes:
+        tokenizer ([`TokenizerSize`]): with the codes that it learns.
+        model ([`ModelSize`]): the MAGE.
+        num_codes (`int`): that are left of the tokenizer's after k-means.
+        tokenizer_batch, model_batch (`int`): images in an update.
+    """
+
+    tokenizer: TokenizerSize
+    model: ModelSize
+    num_codes: int
+    tokenizer_batch: int
+    model_batch: int
+
+    @property
+    def grid_side(self) -> int:
+        return self.tokenizer.image_size // self.tokenizer.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.grid_side, self.grid_side
+
+
 TOKENIZER_WIDTHS = (16, 32, 64, 128)
 MODEL_SIZES = (
     ModelSize(96, 4, 96, 2),
