@@ -27,8 +27,11 @@ LARGE_SIDES = (256, 192, 128, 96, 64, 48)
 # Up to this side images are taken as they are.
 SMALL_SIDE = 40
 MOST_VIEWS = 8
-# Of the whole time, for preparing and encoding the images: of more, a part is drawn.
-PREPARING_SHARE = 0.2
+# Of a model that sees each image more often than this, a tenth of the activations is dropped.
+FEW_PASSES = 30
+# Of the whole time, for preparing and encoding the images: of more, a part is drawn. Next to looking at them, they are
+# encoded and written.
+PREPARING_SHARE, PREPARING_COST = 0.2, 1.5
 FEWEST_OF_A_CLASS = 10
 MANY_IMAGES = 10_000
 # Ways of sampling that are tried, and what making their samples costs, in those of all steps: two take fewer.
@@ -39,6 +42,8 @@ SCORED_FEATURES = 4.5
 MOST_JUDGED, FEWEST_JUDGED = 5000, 128
 # Of the whole time; each image passes through the model three times, once with random weights.
 PROBE_SHARE, PROBE_PASSES, COMPARISON_PASSES = 0.04, 1, 2
+# As preparation holds images out.
+HELD_OUT_SHARE = 0.08
 # Of the time of a pass, for the classifiers that learn from its features.
 CLASSIFYING = 1.0
 # Updates, or images, below which nothing is learned, whatever the time.
@@ -189,8 +194,12 @@ def choose_sizes(
         # It has more to learn, so that it is worth its time with twice the updates.
         if tokenizer_updates(wider) >= 2 * FEWEST_UPDATES["tokenizer"]:
             tokenizer = wider
-    enough = [model for model in models if model_updates(model, tokenizer) >= FEWEST_UPDATES["mage"]]
-    return Sizes(tokenizer, (enough or models[:1])[-1], codes, tokenizer_batch, model_batch)
+    model = ([model for model in models if model_updates(model, tokenizer) >= FEWEST_UPDATES["mage"]] or models[:1])[
+        -1
+    ]
+    passes = min(model_updates(model, tokenizer) * model_batch / survey.num_images, MOST_PASSES["mage"])
+    dropout = 0.1 if passes > FEW_PASSES else 0.0
+    return Sizes(tokenizer, model, codes, dropout, tokenizer_batch, model_batch)
 
 
 def _wanted_sides(survey: ImageSurvey, image_size: int | None) -> list[tuple[int, int]]:
@@ -272,7 +281,12 @@ def plan_updates(
 
 
 def fitted(
-    plan: Plan, survey: ImageSurvey, seconds: float, shares: Mapping[str, float], todo: Collection[str]
+    plan: Plan,
+    survey: ImageSurvey,
+    seconds: float,
+    shares: Mapping[str, float],
+    todo: Collection[str],
+    first: Plan | None = None,
 ) -> Plan:
     """
     A plan with as many updates and samples as fit into what is left of the time.
@@ -283,6 +297,8 @@ def fitted(
         seconds (`float`): that are left.
         shares (`Mapping[str, float]`): of the parts; see [`shares_of`].
         todo (`Collection[str]`): names of the stages that are still to be done.
+        first ([`Plan`], *optional*): what was planned in the beginning. No stage gets less than half of that, however
+            late it is: a model or a judge of a few updates is worth nothing.
     """
     stages = {name: cost for name, cost in _fixed_seconds(plan, survey).items() if name in todo}
     parts = {name: share for name, share in shares.items() if {"sampling": "scores"}.get(name, name) in todo}
@@ -292,9 +308,10 @@ def fitted(
         if name not in parts:
             continue
         fits = (parts[name] * unit - STAGE_SECONDS) * rate / batch / overhead
-        updates[name] = int(max(min(fits, _most(name, plan.num_images, batch)), FEWEST_AT_ALL))
+        least = max(FEWEST_AT_ALL, first.updates[name] // 2 if first else 0)
+        updates[name] = int(max(min(fits, _most(name, plan.num_images, batch)), least))
         stages[name] = STAGE_SECONDS + updates[name] * batch / rate * overhead
-    num_swept, num_judged, of_sampling = _samples(plan, parts.get("sampling", 0.0) * unit, todo)
+    num_swept, num_judged, of_sampling = _samples(plan, parts.get("sampling", 0.0) * unit, todo, first)
     stages |= of_sampling
     return dataclasses.replace(
         plan,
@@ -308,15 +325,23 @@ def fitted(
 def _fixed_seconds(plan: Plan, survey: ImageSurvey) -> dict[str, float]:
     """Of the stages that are as long as the images make them."""
     rates = plan.rates
-    passes = plan.num_probed * (1 + CLASSIFYING) * (1 / rates.encoding + 1 / (2 * rates.model))
+    passes = _num_passed(plan, survey) * (1 + CLASSIFYING) * (1 / rates.encoding + 1 / (2 * rates.model))
+    prepared = plan.num_images + survey.split_sizes["validation"] + survey.split_sizes["test"]
     return {
-        "data": STAGE_SECONDS + plan.num_images * survey.seconds_per_image,
+        "data": STAGE_SECONDS + PREPARING_COST * prepared * survey.seconds_per_image,
         "codes": 2 * STAGE_SECONDS,
         "tokens": STAGE_SECONDS + plan.num_views * plan.num_images / rates.encoding,
         "probe": STAGE_SECONDS + PROBE_PASSES * passes if passes else 0.0,
         "comparison": STAGE_SECONDS + COMPARISON_PASSES * passes if passes else 0.0,
         "card": 2 * STAGE_SECONDS,
     }
+
+
+def _num_passed(plan: Plan, survey: ImageSurvey) -> int:
+    """Images whose features are computed: those that classifiers learn from, and all that they are scored on."""
+    if not plan.num_probed:
+        return 0
+    return plan.num_probed + (survey.split_sizes["test"] or int(HELD_OUT_SHARE * plan.num_images))
 
 
 def _seconds_swept(rates: Rates) -> float:
@@ -330,17 +355,20 @@ def _seconds_judged(plan: Plan) -> float:
     return samples / plan.rates.sampling + SCORED_FEATURES / plan.rates.features + 2 / plan.rates.encoding
 
 
-def _samples(plan: Plan, seconds: float, todo: Collection[str]) -> tuple[int, int, dict[str, float]]:
+def _samples(
+    plan: Plan, seconds: float, todo: Collection[str], first: Plan | None
+) -> tuple[int, int, dict[str, float]]:
     """Samples of each way of sampling and for the scores, and the seconds of both stages."""
     found = {}
+    least_swept, least_judged = (first.num_swept // 2, first.num_judged // 2) if first else (0, 0)
     num_swept, num_judged = plan.num_swept, plan.num_judged
     if num_swept and "sweep" in todo:
         fits = (seconds / 2 - STAGE_SECONDS) / _seconds_swept(plan.rates)
-        num_swept = int(min(max(fits, FEWEST_JUDGED), MOST_JUDGED))
+        num_swept = int(min(max(fits, FEWEST_JUDGED, least_swept), MOST_JUDGED))
         found["sweep"] = STAGE_SECONDS + num_swept * _seconds_swept(plan.rates)
     if "scores" in todo:
         fits = (seconds - found.get("sweep", 0.0) - STAGE_SECONDS) / _seconds_judged(plan)
-        num_judged = int(min(max(fits, FEWEST_JUDGED), MOST_JUDGED))
+        num_judged = int(min(max(fits, FEWEST_JUDGED, least_judged), MOST_JUDGED))
         found["scores"] = STAGE_SECONDS + num_judged * _seconds_judged(plan)
     return num_swept, num_judged, found
 
@@ -384,7 +412,7 @@ def _num_whole(survey: ImageSurvey) -> int:
 
 def _images_and_views(survey: ImageSurvey, seconds: float, rates: Rates) -> tuple[int, int]:
     preparing = PREPARING_SHARE * seconds
-    per_image = survey.seconds_per_image + 1 / rates.encoding
+    per_image = PREPARING_COST * survey.seconds_per_image + 1 / rates.encoding
     num_images = int(min(_num_whole(survey), max(preparing / per_image, LEAST_WORTH)))
     if crop_scale_of(survey) == 1 and survey.has_handedness:
         return num_images, 1

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..benchmarking.measuring import synchronize
+from ..configuration_mage import MageConfig
 from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
@@ -125,10 +126,11 @@ def measure(seconds: float = MOST_SECONDS_PER_WAY, max_threads: int | None = Non
     """
     state = PartialState()
     max_threads = max_threads or torch.get_num_threads()
+    reference = REFERENCE_MODEL.config(REFERENCE_GRID, 64)
     with torch.random.fork_rng(), _threads_kept():
         model = _time_ways(
             _ways(state.device, max_threads, ("sdpa", "eager")),
-            partial(model_step, REFERENCE_MODEL, REFERENCE_GRID, 64, MODEL_BATCH),
+            partial(model_step, reference, MODEL_BATCH),
             seconds,
         )
         tokenizer = _time_ways(
@@ -140,7 +142,7 @@ def measure(seconds: float = MOST_SECONDS_PER_WAY, max_threads: int | None = Non
     best = min(model, key=model.__getitem__)
     same = {way: seconds for way, seconds in tokenizer.items() if way.num_threads == best.num_threads}
     best_tokenizer = min(same, key=same.__getitem__)
-    model_work = training_flops(REFERENCE_MODEL.config(REFERENCE_GRID, 64)) * MODEL_BATCH
+    model_work = training_flops(reference) * MODEL_BATCH
     tokenizer_work = tokenizer_training_flops(REFERENCE_TOKENIZER) * TOKENIZER_BATCH
     return Machine(
         device=state.device.type,
@@ -199,13 +201,14 @@ def measure_rates(
         seconds (`float`): for each of the rates.
     """
     side, first, second = sizes.tokenizer.image_size, sizes.tokenizer_batch, sizes.model_batch
+    config = sizes.model.config(sizes.grid, sizes.num_codes, dropout=sizes.dropout)
     with torch.random.fork_rng(), _threads_kept():
         torch.set_num_threads(machine.num_threads)
         steps = {
             "tokenizer": (tokenizer_step(sizes.tokenizer, first, machine.tokenizer_way), first),
-            "model": (model_step(sizes.model, sizes.grid, sizes.num_codes, second, machine.model_way), second),
+            "model": (model_step(config, second, machine.model_way), second),
             "encoding": (encoding_step(sizes.tokenizer, first), first),
-            "sampling": (sampling_step(sizes, machine.attention), SAMPLING_BATCH),
+            "sampling": (sampling_step(config, sizes.tokenizer, machine.attention), SAMPLING_BATCH),
             "judge": (judge_step(side), 2 * JUDGE_BATCH),
             "features": (features_step(side, is_grey), SAMPLING_BATCH),
         }
@@ -289,17 +292,17 @@ def _training_step(model: nn.Module, loss_of: Callable[[], torch.Tensor], way: W
     return step
 
 
-def _model_of(size: ModelSize, grid: tuple[int, int], num_codes: int, attention: str) -> MageForMaskedImageModeling:
-    model = MageForMaskedImageModeling(size.config(grid, num_codes)).to(PartialState().device)
+def _model_of(config: MageConfig, attention: str) -> MageForMaskedImageModeling:
+    model = MageForMaskedImageModeling(config).to(PartialState().device)
     model.set_attn_implementation(attention)
     return model
 
 
-def model_step(size: ModelSize, grid: tuple[int, int], num_codes: int, batch_size: int, way: Way) -> Step:
+def model_step(config: MageConfig, batch_size: int, way: Way) -> Step:
     """A training step of a model on random tokens."""
     device = PartialState().device
-    model = _model_of(size, grid, num_codes, way.attention).train()
-    tokens = torch.randint(num_codes, (batch_size, grid[0] * grid[1]), device=device)
+    model = _model_of(config, way.attention).train()
+    tokens = torch.randint(config.codebook_size, (batch_size, config.sequence_length), device=device)
     generator = torch.Generator().manual_seed(0)
 
     def loss() -> torch.Tensor:
@@ -337,11 +340,11 @@ def encoding_step(size: TokenizerSize, batch_size: int) -> Step:
     return lambda: encode_images(vqvae, pixels)
 
 
-def sampling_step(sizes: Sizes, attention: str) -> Step:
+def sampling_step(config: MageConfig, tokenizer: TokenizerSize, attention: str) -> Step:
     """A batch of samples, from nothing to pixels, as they are judged."""
     device = PartialState().device
-    model = _model_of(sizes.model, sizes.grid, sizes.num_codes, attention).eval()
-    vqvae = sizes.tokenizer.build().to(device).requires_grad_(False).eval()
+    model = _model_of(config, attention).eval()
+    vqvae = tokenizer.build().to(device).requires_grad_(False).eval()
     pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator(device).manual_seed(seed) for seed in range(SAMPLING_BATCH)]

@@ -99,7 +99,7 @@ class Quickstart:
         check_same(self.folder, "images or another plan", there["asked"], json.loads(json.dumps(self.asked)))
         self.survey = ImageSurvey(**there["survey"])
         self.machine = Machine(**there["machine"])
-        self.chosen = plan_of(there["plan"])
+        self.first = self.chosen = plan_of(there["plan"])
         self._say(self._tables())
 
     @property
@@ -239,7 +239,7 @@ class Quickstart:
             left = 3600 * self.hours - self.spent
             shares = shares_of(self.survey, can_sharpen=bool(self.chosen.updates["decoder"]))
             rest = todo[todo.index(name) :]
-            write_json(note, as_dict(fitted(self.chosen, self.survey, left, shares, rest)))
+            write_json(note, as_dict(fitted(self.chosen, self.survey, left, shares, rest, self.first)))
             self._note_spent()
         self.state.wait_for_everyone()
         if note.exists():
@@ -318,7 +318,7 @@ class Quickstart:
     def _times(self) -> list[tuple[str, str, str, str]]:
         """Of each stage: as planned in the beginning, as given when it began, and as it was."""
         there = read_json(self.runs / "plan.json")
-        planned = plan_of(there["plan"]).seconds
+        planned = self.first.seconds
         rows = [("looking and measuring", "", "", f"{there['planning']:.0f}")]
         for name in self.stages():
             note = self._given(name)
