@@ -16,7 +16,7 @@ from .sizes import MODEL_SIZES, TOKENIZER_WIDTHS, ModelSize, Sizes, TokenizerSiz
 
 # Of the time that is left for training: what each part gets. Without labels, or without a network for the decoder's
 # perceptual loss, the model and the tokenizer get their parts.
-SHARES = {"tokenizer": 0.26, "decoder": 0.11, "mage": 0.44, "conditional": 0.08, "judge": 0.03, "sampling": 0.08}
+SHARES = {"tokenizer": 0.25, "decoder": 0.11, "mage": 0.43, "conditional": 0.08, "judge": 0.03, "sampling": 0.1}
 # A step of a run against a step alone: batches, averages, logging, checkpoints, looks at held-out images.
 RUN_OVERHEAD = 1.1
 # Seconds that a stage takes besides its steps: folders, models, pictures.
@@ -36,12 +36,13 @@ FEWEST_OF_A_CLASS = 10
 MANY_IMAGES = 10_000
 # Ways of sampling that are tried, and what making their samples costs, in those of all steps: two take fewer.
 SWEPT_WAYS, SWEPT_COST = 6, 5.2
-# Of an image that scores are of: features of it, its reconstruction, a training image, a test image and half a sample
-# of a class.
-SCORED_FEATURES = 4.5
+# Of an image that scores are of: features of it, its reconstruction, a training image, a test image and a sample of a
+# class.
+SCORED_FEATURES = 5
 MOST_JUDGED, FEWEST_JUDGED = 5000, 128
-# Of the whole time; each image passes through the model three times, once with random weights.
-PROBE_SHARE, PROBE_PASSES, COMPARISON_PASSES = 0.04, 1, 2
+# Of the whole time; each image passes through the model three times, once with random weights, and its pixels are
+# classified too.
+PROBE_SHARE, PROBE_PASSES, COMPARISON_PASSES = 0.04, 1, 3
 # As preparation holds images out.
 HELD_OUT_SHARE = 0.08
 # Of the time of a pass, for the classifiers that learn from its features.
@@ -302,16 +303,16 @@ def fitted(
     """
     stages = {name: cost for name, cost in _fixed_seconds(plan, survey).items() if name in todo}
     parts = {name: share for name, share in shares.items() if {"sampling": "scores"}.get(name, name) in todo}
-    unit = max(seconds - sum(stages.values()), 0.1 * seconds) / (sum(parts.values()) or 1.0)
+    given = _share_out(max(seconds - sum(stages.values()), 0.1 * seconds), parts, _most_seconds(plan))
     updates = {name: 0 for name in SHARES if name != "sampling"} | plan.updates
     for name, (batch, rate, overhead) in _trainings(plan).items():
         if name not in parts:
             continue
-        fits = (parts[name] * unit - STAGE_SECONDS) * rate / batch / overhead
+        fits = (given[name] - STAGE_SECONDS) * rate / batch / overhead
         least = max(FEWEST_AT_ALL, first.updates[name] // 2 if first else 0)
         updates[name] = int(max(min(fits, _most(name, plan.num_images, batch)), least))
         stages[name] = STAGE_SECONDS + updates[name] * batch / rate * overhead
-    num_swept, num_judged, of_sampling = _samples(plan, parts.get("sampling", 0.0) * unit, todo, first)
+    num_swept, num_judged, of_sampling = _samples(plan, given.get("sampling", 0.0), todo, first)
     stages |= of_sampling
     return dataclasses.replace(
         plan,
@@ -320,6 +321,26 @@ def fitted(
         num_judged=num_judged,
         seconds=plan.seconds | {name: round(stages[name], 1) for name in STAGES if stages.get(name)},
     )
+
+
+def _share_out(seconds: float, shares: Mapping[str, float], most: Mapping[str, float]) -> dict[str, float]:
+    """What each part gets; what is more than one of them can use goes to the others."""
+    given: dict[str, float] = {}
+    while left := {name: share for name, share in shares.items() if name not in given}:
+        unit = (seconds - sum(given.values())) / sum(left.values())
+        full = {name: most[name] for name, share in left.items() if share * unit > most[name]}
+        given |= full or {name: share * unit for name, share in left.items()}
+    return given
+
+
+def _most_seconds(plan: Plan) -> dict[str, float]:
+    """More than which no part can use."""
+    most = {
+        name: STAGE_SECONDS + _most(name, plan.num_images, batch) * batch / rate * overhead if rate else 0.0
+        for name, (batch, rate, overhead) in _trainings(plan).items()
+    }
+    swept = _seconds_swept(plan.rates) if plan.num_swept else 0.0
+    return {**most, "sampling": 2 * STAGE_SECONDS + MOST_JUDGED * (swept + _seconds_judged(plan))}
 
 
 def _fixed_seconds(plan: Plan, survey: ImageSurvey) -> dict[str, float]:
@@ -351,7 +372,7 @@ def _seconds_swept(rates: Rates) -> float:
 
 def _seconds_judged(plan: Plan) -> float:
     """Of each sample that scores are of."""
-    samples = 1.5 if plan.updates.get("conditional") else 1.0
+    samples = 2 if plan.updates.get("conditional") else 1
     return samples / plan.rates.sampling + SCORED_FEATURES / plan.rates.features + 2 / plan.rates.encoding
 
 

@@ -149,11 +149,12 @@ class Finishing:
         self._save(draw_inpaintings(pipe, test), "inpaintings")
         if self.plan.updates["conditional"]:
             classes = self.pipeline(self.folder / "conditional")
-            count = min(SAMPLES_SHOWN, 6 * len(self.survey.classes))
-            made = generate(classes, max(limit // 2, count))
+            # Each as often as in the images that it is compared with.
+            made = generate(classes, limit, labels=load_labels(self.data, "train", limit).tolist())
             scores["conditional samples"] = jury.distance(jury.features(made), references)
+            shown = generate(classes, min(SAMPLES_SHOWN, 6 * len(self.survey.classes)))
             columns = min(len(self.survey.classes), 10)
-            self._save(draw_grid(as_pictures(made[:count]), num_columns=columns), "classes")
+            self._save(draw_grid(as_pictures(shown), num_columns=columns), "classes")
         write_json(self.runs / "scores.json", scores)
 
     def _judge_accuracy(self, jury: Jury, test: torch.Tensor) -> dict[str, float]:
