@@ -259,7 +259,7 @@ def plan_updates(
 ) -> Plan:
     """How many images, views, updates and samples of chosen sizes fit into the time."""
     num_images, num_views = _images_and_views(survey, seconds, rates)
-    sampling = shares["sampling"] * seconds / 2
+    few_samples = FEWEST_JUDGED * (_seconds_swept(rates) + 2 * _seconds_sampled(rates))
     nothing_yet = Plan(
         hours=hours,
         sizes=sizes,
@@ -270,7 +270,7 @@ def plan_updates(
         crop_scale_min=crop_scale_of(survey),
         horizontal_flip=not survey.has_handedness,
         # With fewer, chance would choose.
-        num_swept=FEWEST_JUDGED if sampling >= FEWEST_JUDGED * _seconds_swept(rates) else 0,
+        num_swept=FEWEST_JUDGED if shares["sampling"] * seconds >= few_samples else 0,
         num_judged=FEWEST_JUDGED,
         num_probed=_num_probed(survey, seconds, num_images, rates),
         seconds={},
@@ -371,9 +371,12 @@ def _seconds_swept(rates: Rates) -> float:
 
 
 def _seconds_judged(plan: Plan) -> float:
-    """Of each sample that scores are of."""
-    samples = 2 if plan.updates.get("conditional") else 1
-    return samples / plan.rates.sampling + SCORED_FEATURES / plan.rates.features + 2 / plan.rates.encoding
+    """Of each sample that scores are of, and of one of a class where there is such a model."""
+    return (2 if plan.updates.get("conditional") else 1) * _seconds_sampled(plan.rates)
+
+
+def _seconds_sampled(rates: Rates) -> float:
+    return 1 / rates.sampling + SCORED_FEATURES / 2 / rates.features + 1 / rates.encoding
 
 
 def _samples(
