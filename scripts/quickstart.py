@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.data.loading import Columns, DatasetSpec
 from transformers_mage.hub.publishing import Publication
-from transformers_mage.quickstart import Quickstart
 
 
 @dataclass
@@ -57,6 +56,9 @@ class QuickstartArguments:
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(QuickstartArguments, __doc__, argv)
+    # Not to let `--help` wait for it.
+    from transformers_mage.quickstart import Quickstart
+
     publication = Publication(arguments.push_to_hub, private=arguments.hub_private_repo).check()
     quickstart = Quickstart(
         arguments.spec,

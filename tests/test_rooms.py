@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / PACKAGE
 FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "processes", "progress")
 MODEL = {"model", "files", "lazy", "processes", "progress"}
 BELOW = {
-    "command_line": {"files", "processes"},
+    "command_line": {"files", "processes", "progress"},
     # Fingerprints know what of a tokenizer's configuration counts.
     "files": {"model"},
     "image_networks": set(),

@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 
 from .files import write_text
 from .processes import end_with_launcher
+from .progress import library_bars_where_watched
 
 # What shells give for Ctrl-C.
 EXIT_CTRL_C = 130
@@ -266,15 +267,16 @@ def reports_errors(main: Callable[..., None]) -> Callable[..., None]:
     """
     Ends a script with one line and a status where its user, the data or the disk is at fault: for the errors that this
     package and the script raise themselves, and for those of the operating system. What anything else raises is a
-    bug, and keeps its traceback. The script does not outlive what launched it, and leaves other processes in good
-    order when it is done.
+    bug, and keeps its traceback. The script does not outlive what launched it, leaves other processes in good order
+    when it is done, and keeps the progress bars of libraries out of files.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         end_with_launcher()
         try:
-            main(argv)
+            with library_bars_where_watched():
+                main(argv)
         except (OSError, SafetensorError) as error:
             is_ours = getattr(error, "errno", None) is None and _is_meant_for_users(error, main)
             raise SystemExit(str(error) if is_ours else f"The system refused: {error}") from error

@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from tqdm import asyncio, auto, std
@@ -48,9 +48,33 @@ def told_to(listener: Callable[[std.tqdm], None]) -> Iterator[None]:
     """While all progress bars of this package are one display's business: none is shown, `listener` gets each."""
     _LISTENERS.append(listener)
     try:
-        yield
+        with library_bars_hidden():
+            yield
     finally:
         _LISTENERS.pop()
+
+
+@contextmanager
+def library_bars_hidden() -> Iterator[None]:
+    """Without the progress bars of transformers, diffusers and datasets, which no choice of ours reaches otherwise."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    # Of an extra: what has not been imported by now shows nothing either.
+    of_datasets = [sys.modules["datasets"]] if "datasets" in sys.modules else []
+    shown = [library for library in (of_transformers, of_diffusers, *of_datasets) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def library_bars_where_watched() -> AbstractContextManager[None]:
+    """The same where stderr is a file: many a line there, and each is of what took no time."""
+    return nullcontext() if sys.stderr.isatty() else library_bars_hidden()
 
 
 def terminal_bar(*args: Any, **kwargs: Any) -> std.tqdm:

@@ -26,13 +26,15 @@ MACHINE = Machine(
     model_flops=1e10,
     measured={"tokenizer": {"float32, 1 thread": 100.0}, "model": {"float32, sdpa, 1 thread": 200.0}},
 )
-RATES = Rates(tokenizer=100.0, decoder=0.0, model=200.0, encoding=1000.0, sampling=4000.0)
+RATES = Rates(
+    tokenizer=100.0, decoder=0.0, model=200.0, encoding=1000.0, sampling=100.0, judge=1000.0, features=3000.0
+)
 
 
 @pytest.fixture
 def steady_machine(monkeypatch):
     """Measures nothing, and has no network for a perceptual loss."""
-    monkeypatch.setattr(running, "measure", lambda: MACHINE)
+    monkeypatch.setattr(running, "measure", lambda *_: MACHINE)
     monkeypatch.setattr(running, "measure_rates", lambda *_: RATES)
     monkeypatch.setattr(running, "can_sharpen", lambda: False)
     # As little as there can be of everything.

@@ -7,7 +7,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.quickstart.conftest import MACHINE, RATES
-from transformers_mage.quickstart.choosing import Plan, as_dict, choose, num_codes, plan_of, sides_of
+from transformers_mage.quickstart.choosing import (
+    FEWEST_JUDGED,
+    Plan,
+    as_dict,
+    choose,
+    fitted,
+    num_codes,
+    plan_of,
+    shares_of,
+    sides_of,
+)
 from transformers_mage.quickstart.looking import ImageSurvey
 from transformers_mage.quickstart.measuring import tokenizer_training_flops
 from transformers_mage.quickstart.sizes import TokenizerSize, training_flops_of
@@ -28,6 +38,7 @@ CLOTHES = ImageSurvey(
     classes=[str(number) for number in range(10)],
     smallest_class=5500,
     splits={"train": "train", "validation": "validation", "test": "test"},
+    split_sizes={"train": 55_000, "validation": 5000, "test": 10_000},
     image_column="image",
     label_column="label",
     seconds_per_image=1e-4,
@@ -48,7 +59,7 @@ PHOTOGRAPHS = dataclasses.replace(
     seconds_per_image=0.05,
 )
 FAST = dataclasses.replace(MACHINE, device="cuda", tokenizer_flops=2e13, model_flops=2e13)
-FAST_RATES = dataclasses.replace(RATES, tokenizer=5000.0, model=20_000.0, encoding=20_000.0, sampling=400_000.0)
+FAST_RATES = dataclasses.replace(RATES, tokenizer=5000.0, model=20_000.0, encoding=20_000.0, sampling=10_000.0)
 
 
 def plan_for(survey: ImageSurvey, hours: float, machine=MACHINE, rates=RATES, **kwargs) -> Plan:
@@ -138,7 +149,8 @@ def test_each_code_has_tokens_to_be_learned_from():
     few = dataclasses.replace(CLOTHES, num_images=1000)
 
     assert num_codes(CLOTHES, 28, 4) == 64
-    assert num_codes(few, 28, 4) == 32
+    assert num_codes(few, 28, 4) == 16
+    assert num_codes(dataclasses.replace(few, is_grey=False), 28, 4) == 32
     assert num_codes(dataclasses.replace(few, num_images=20), 28, 4) == 16
 
 
@@ -158,3 +170,14 @@ def test_operations_grow_with_the_area():
     with FlopCounterMode(display=False) as counter:
         model(pixels).loss.backward()
     assert tokenizer_training_flops(large) == counter.get_total_flops()
+
+
+def test_what_is_left_is_shared_among_what_is_left():
+    plan = plan_for(CLOTHES, 2.0)
+    todo = ("mage", "conditional", "judge", "sweep", "scores", "probe", "comparison", "card")
+    shares = shares_of(CLOTHES, can_sharpen=False)
+    for seconds in (1800.0, 3600.0):
+        left = fitted(plan, CLOTHES, seconds, shares, todo)
+        assert sum(left.seconds[name] for name in todo) == pytest.approx(seconds, rel=0.1)
+        assert left.updates["tokenizer"] == plan.updates["tokenizer"]
+    assert fitted(plan, CLOTHES, 0.0, shares, ("scores", "card")).num_judged == FEWEST_JUDGED

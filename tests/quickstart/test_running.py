@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from tests.in_process import load_script
 from transformers_mage import MagePipeline
-from transformers_mage.files import FolderError
+from transformers_mage.files import FolderError, read_json
 from transformers_mage.quickstart import Quickstart
+from transformers_mage.quickstart.choosing import plan_of
 from transformers_mage.representation import load_classifier
 
 pytestmark = [
@@ -98,10 +99,10 @@ def test_kills_change_nothing(start: Start, made: dict[str, Path], tmp_path: Pat
 
         quickstart = start(made["images"], disturbed)
         quickstart.plan()
-        monkeypatch.setattr(where, "step", deadly)
-        with pytest.raises(Killed):
-            quickstart.run()
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(where, "step", deadly)
+            with pytest.raises(Killed):
+                quickstart.run()
     quickstart = start(made["images"], disturbed)
     quickstart.plan()
     quickstart.run()
@@ -123,3 +124,39 @@ def test_a_single_command_gives_the_same_bits(start: Start, made: dict[str, Path
 
     name = "diffusion_pytorch_model.safetensors"
     assert (tmp_path / "tokenizer" / name).read_bytes() == (folder / "runs" / "tokenizer" / name).read_bytes()
+
+
+def test_what_an_hour_has_left_decides_on_what_comes_next(start: Start, made: dict[str, Path], tmp_path: Path):
+    quickstart = start(made["images"], tmp_path / "my-mage", hours=0.05)
+    quickstart.plan()
+    planned = quickstart.chosen.updates["mage"]
+    # As if everything before had taken all of the time but 60 seconds.
+    quickstart.started -= 120
+    quickstart._give("mage", ["mage", "conditional", "judge", "scores", "card"])
+    given = quickstart.chosen
+
+    assert 8 < given.updates["mage"] < planned
+    assert (
+        given.updates["tokenizer"]
+        == plan_of(read_json(tmp_path / "my-mage/runs/plan.json")["plan"]).updates["tokenizer"]
+    )
+    recipe = yaml.safe_load((tmp_path / "my-mage" / "recipes" / "mage.yaml").read_text())
+    assert recipe["max_train_steps"] == given.updates["mage"]
+
+    again = start(made["images"], tmp_path / "my-mage", hours=0.05)
+    again.plan()
+    assert again.spent > 120
+    again._give("mage", ["mage", "conditional", "judge", "scores", "card"])
+    assert again.chosen == given
+
+
+def test_an_edited_recipe_is_followed(start: Start, made: dict[str, Path], tmp_path: Path):
+    quickstart = start(made["images"], tmp_path / "my-mage")
+    quickstart.plan()
+    recipe = tmp_path / "my-mage" / "recipes" / "tokenizer.yaml"
+    recipe.write_text(recipe.read_text().replace("max_train_steps: 8", "max_train_steps: 6"))
+    quickstart.run()
+
+    assert "max_train_steps: 6" in recipe.read_text()
+    checkpoint = json.loads((tmp_path / "my-mage/runs/tokenizer/metrics.jsonl").read_text().splitlines()[-1])
+    assert checkpoint["step"] == 6

@@ -41,6 +41,14 @@ def test_batches_are_the_same_on_any_number_of_processes():
     assert alone == shared
 
 
+def test_classes_can_be_said_one_by_one():
+    plan = ClassPlan.of(NAMED, [1, 1, 0])
+
+    assert plan[[0, 1, 2, 3]] == [1, 1, 0, 1]
+    with pytest.raises(ValueError, match="class"):
+        ClassPlan.of(MageConfig(), [0])
+
+
 def test_balanced_classes_take_turns():
     plan = ClassPlan(NAMED, None, num_images=5)
     assert plan[range(7)] == [0, 1, 2, 0, 1, 2, 0]

@@ -42,11 +42,18 @@ def generation_sections(scores: Mapping[str, Any]) -> list[str]:
         ("samples", f"{scores['samples']:.3f}"),
     ]
     if "conditional samples" in scores:
-        rows.append(("samples of all classes in turn, of `conditional`", f"{scores['conditional samples']:.3f}"))
+        rows.append(
+            ("samples of `conditional`, each class as often as in training", f"{scores['conditional samples']:.3f}")
+        )
     near = [(name, f"{scores[f'distance to training images, {name}']:.3f}") for name in ("samples", "test images")]
+    known = (
+        f", which tells {percent(scores['judge accuracy'])} % of the test images right"
+        if "judge accuracy" in scores
+        else ""
+    )
     return [
         f"Fréchet distances of {scores['num_images']} images to {scores['num_references']} test images, by "
-        f"{scores['network']}. They compare with one another, and with nothing else.",
+        f"{scores['network']}{known}. They compare with one another, and with nothing else.",
         markdown_table(("Fréchet distance", ""), rows),
         "![Samples](pictures/samples.png)",
         "Samples, and below each the training image that it is nearest to:",

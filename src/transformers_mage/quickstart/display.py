@@ -10,9 +10,6 @@ from tqdm import auto, std
 
 from ..progress import SECONDS_BETWEEN_LINES, told_to
 
-# Of stages that were planned for less in all, the pace tells nothing.
-SECONDS_OF_A_PACE = 60.0
-
 
 class StageDisplay:
     """
@@ -28,7 +25,6 @@ class StageDisplay:
         self.names = list(seconds)
         self.is_shown = is_shown
         self.stage: str | None = None
-        self.taken = self.planned = 0.0
         self.started = self.said = time.perf_counter()
         is_terminal = is_shown and sys.stderr.isatty()
         self.line = auto.tqdm(total=0, bar_format="{desc}", leave=False) if is_terminal else None
@@ -42,7 +38,6 @@ class StageDisplay:
         with told_to(self):
             yield
         taken = time.perf_counter() - self.started
-        self.taken, self.planned = self.taken + taken, self.planned + self.seconds.get(stage, 0)
         self._say(f"{self._place()}: done in {_clock(taken)}")
 
     def __call__(self, bar: std.tqdm):
@@ -77,11 +72,10 @@ class StageDisplay:
         return max(planned, of_bar) + self._after()
 
     def _after(self) -> float:
-        """Seconds of the stages after this one, at the pace of those before it."""
+        """Seconds of the stages after this one."""
         if self.stage not in self.names:
             return 0.0
-        pace = self.taken / self.planned if self.planned > SECONDS_OF_A_PACE else 1.0
-        return pace * sum(self.seconds[name] for name in self.names[self.names.index(self.stage) + 1 :])
+        return sum(self.seconds[name] for name in self.names[self.names.index(self.stage) + 1 :])
 
     def _say(self, text: str):
         if not self.is_shown:

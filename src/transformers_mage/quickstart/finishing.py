@@ -30,6 +30,7 @@ from .card import (
 from .choosing import Plan, has_usable_classes
 from .judge import Judge, train_judge
 from .judging import (
+    BATCH_SIZE,
     Jury,
     as_pictures,
     best_of,
@@ -48,6 +49,7 @@ from .looking import ImageSurvey
 
 MOST_JUDGE_IMAGES = 20_000
 MOST_NEIGHBOURS = 5000
+FEWEST_REFERENCES = 1000
 SAMPLES_SHOWN, NEIGHBOURS_SHOWN = 60, 16
 
 
@@ -70,10 +72,11 @@ class Finishing:
         self.dataset_name = dataset_name
         self.publication = publication
 
-    def judging(self) -> dict[str, Callable[[], None]]:
-        """The stages between the trainings and the probes, in this order."""
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Those between the trainings and the probes, in this order, and the last one."""
         sweep = {"sweep": self.choose_sampling} if self.plan.num_swept else {}
-        return {"assembly": self.assemble, "judge": self.train_judge, **sweep, "scores": self.score}
+        judging = {"assembly": self.assemble, "judge": self.train_judge, **sweep, "scores": self.score}
+        return {**judging, "card": self.write_card}
 
     def assemble(self):
         """The trained models with the sharpened decoder, where people look for them."""
@@ -126,12 +129,14 @@ class Finishing:
     def score(self):
         """Scores on images that nothing was trained on nor chosen by, and pictures of what was scored."""
         jury, limit = self.jury, self.plan.num_judged
-        test, train = load_images(self.data, "test", limit), load_images(self.data, "train", MOST_NEIGHBOURS)
+        test = load_images(self.data, "test", max(limit, FEWEST_REFERENCES))
+        train = load_images(self.data, "train", MOST_NEIGHBOURS)
         references = jury.features(test)
         pipe = self.pipeline(self.folder)
         samples = generate(pipe, limit)
         scores = {
             "network": jury.name,
+            **self._judge_accuracy(jury, test),
             "num_images": limit,
             "num_references": len(test),
             "floor": jury.distance(jury.features(train[:limit]), references),
@@ -144,12 +149,21 @@ class Finishing:
         self._save(draw_inpaintings(pipe, test), "inpaintings")
         if self.plan.updates["conditional"]:
             classes = self.pipeline(self.folder / "conditional")
-            count = min(SAMPLES_SHOWN, 6 * len(self.survey.classes))
-            made = generate(classes, max(limit // 2, count))
+            # Each as often as in the images that it is compared with.
+            made = generate(classes, limit, labels=load_labels(self.data, "train", limit).tolist())
             scores["conditional samples"] = jury.distance(jury.features(made), references)
+            shown = generate(classes, min(SAMPLES_SHOWN, 6 * len(self.survey.classes)))
             columns = min(len(self.survey.classes), 10)
-            self._save(draw_grid(as_pictures(made[:count]), num_columns=columns), "classes")
+            self._save(draw_grid(as_pictures(shown), num_columns=columns), "classes")
         write_json(self.runs / "scores.json", scores)
+
+    def _judge_accuracy(self, jury: Jury, test: torch.Tensor) -> dict[str, float]:
+        """How often the judge tells the class of a test image: one that has learned nothing is no judge."""
+        if not self.num_judged_classes or not isinstance(jury.network, Judge):
+            return {}
+        labels = load_labels(self.data, "test", len(test))
+        guesses = torch.cat([jury.network(batch)[1].argmax(dim=1) for batch in test.split(BATCH_SIZE)])
+        return {"judge accuracy": float((guesses == labels).float().mean())}
 
     def _perceptual(self) -> Any:
         if not self.plan.updates["decoder"]:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..progress import progress_bar
 
@@ -105,12 +104,3 @@ def train_judge(images: Tensor, labels: Tensor | None, num_classes: int, updates
         optimizer.zero_grad()
         schedule.step()
     return judge.requires_grad_(False).eval()
-
-
-def judge_training_flops(image_size: int) -> float:
-    """Operations of an update. Nothing is computed."""
-    with torch.device("meta"):
-        judge, images = Judge(), torch.zeros(1, 3, image_size, image_size)
-    with FlopCounterMode(display=False) as counter:
-        judge(images)[1].sum().backward()
-    return BATCH_SIZE * counter.get_total_flops()

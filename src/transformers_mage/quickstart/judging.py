@@ -88,9 +88,15 @@ class Jury:
         return float((result or {})["fid"])
 
 
-def generate(pipe: MagePipeline, num_images: int, seed: int = 0, **options: Any) -> Tensor:
-    """(num_images, 3, height, width) uint8 samples; of all classes in turn where the model has classes."""
-    sampler = Sampler(pipe, ClassPlan(pipe.model.config, None, num_images), seed, options)
+def generate(
+    pipe: MagePipeline, num_images: int, seed: int = 0, labels: Sequence[int] | None = None, **options: Any
+) -> Tensor:
+    """
+    (num_images, 3, height, width) uint8 samples; where the model has classes, of those of `labels` or of all in turn.
+    """
+    config = pipe.model.config
+    classes = ClassPlan(config, None, num_images) if labels is None else ClassPlan.of(config, labels)
+    sampler = Sampler(pipe, classes, seed, options)
     batches = [range(start, min(start + BATCH_SIZE, num_images)) for start in range(0, num_images, BATCH_SIZE)]
     made = [sampler(batch) for batch in progress_bar(batches, desc="Generating", leave=False)]
     return torch.from_numpy(np.concatenate(made)).permute(0, 3, 1, 2).contiguous()

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -50,6 +50,7 @@ class ImageSurvey:
         classes (`list[str]`): names of the classes; none without labels.
         smallest_class (`int`): images of the rarest one.
         splits (`dict[str, str | None]`): the split that plays "train", "validation" and "test"; None is held out.
+        split_sizes (`dict[str, int]`): images in them, 0 where they are held out.
         image_column, label_column (`str`): names of the columns.
         seconds_per_image (`float`): what reading and decoding took.
         notes (`list[str]`): what somebody should know.
@@ -69,6 +70,7 @@ class ImageSurvey:
     classes: list[str]
     smallest_class: int
     splits: dict[str, str | None]
+    split_sizes: dict[str, int]
     image_column: str
     label_column: str | None
     seconds_per_image: float
@@ -142,6 +144,7 @@ def look(spec: DatasetSpec, seconds: float = 60.0) -> Look:
     classes, smallest, notes = _classes_of(spec, columns)
     score, is_handed = handedness(thumbnails)
     widths_and_heights = seen.sizes()
+    splits = {"train": spec.split, **_other_splits(spec)}
     survey = ImageSurvey(
         num_images=len(dataset),
         num_seen=seen.count,
@@ -156,7 +159,8 @@ def look(spec: DatasetSpec, seconds: float = 60.0) -> Look:
         has_handedness=is_handed,
         classes=classes,
         smallest_class=smallest,
-        splits={"train": spec.split, **_other_splits(spec)},
+        splits=splits,
+        split_sizes={role: len(load_split(replace(spec, split=name))) if name else 0 for role, name in splits.items()},
         image_column=columns.image,
         label_column=columns.label if classes else None,
         seconds_per_image=spent,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,21 +14,30 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..benchmarking.measuring import synchronize
-from ..image_tokens import encode_images
+from ..configuration_mage import MageConfig
+from ..image_tokens import decode_images, encode_images
 from ..masking import sample_masks
 from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
-from ..progress import progress_bar
+from ..progress import progress_bar, told_to
+from ..sampling.sampler import NUM_DECODED_AT_ONCE
 from ..scheduling_mage import MageScheduler
 from ..training.tracking import training_flops
 from ..training.vqgan.adversarial import Adversary
 from ..training.vqgan.discriminator import PatchDiscriminator
 from ..training.vqgan.objective import LossWeights, VQGANForTraining
 from ..training.vqgan.perceptual import perceptual_distance
-from .sizes import ModelSize, TokenizerSize
+from .judge import BATCH_SIZE as JUDGE_BATCH
+from .judge import Judge, train_judge
+from .judging import BATCH_SIZE as SAMPLING_BATCH
+from .judging import STEPS as SAMPLING_STEPS
+from .judging import Jury
+from .sizes import ModelSize, Sizes, TokenizerSize
 
 # Of each way: a first step that nobody counts, then as many as fit.
-SECONDS_PER_WAY = 1.5
+MOST_SECONDS_PER_WAY = 1.5
+# Of the whole time, for all ways and all rates, which are about as many.
+MEASURING_SHARE, MEASURED = 0.02, 20
 # Emulated bfloat16 can be ten times slower: the first step tells.
 HOPELESS = 3.0
 TOKENIZER_BATCH, MODEL_BATCH = 32, 64
@@ -101,28 +111,38 @@ class Machine:
         return [("device", f"{self.device}{processes}"), *found]
 
 
-def measure(max_threads: int | None = None) -> Machine:
+def seconds_per_way(hours: float) -> float:
+    """How long each of the steps is repeated: less where hours are short."""
+    return min(MEASURING_SHARE * 3600 * hours / MEASURED, MOST_SECONDS_PER_WAY)
+
+
+def measure(seconds: float = MOST_SECONDS_PER_WAY, max_threads: int | None = None) -> Machine:
     """
     Trains a small tokenizer and a small model for some steps in every way that the device has.
 
     Args:
+        seconds (`float`): for each of them.
         max_threads (`int`, *optional*): of a process on the processor; by default as many as torch takes.
     """
     state = PartialState()
     max_threads = max_threads or torch.get_num_threads()
+    reference = REFERENCE_MODEL.config(REFERENCE_GRID, 64)
     with torch.random.fork_rng(), _threads_kept():
         model = _time_ways(
             _ways(state.device, max_threads, ("sdpa", "eager")),
-            partial(model_step, REFERENCE_MODEL, REFERENCE_GRID, 64, MODEL_BATCH),
+            partial(model_step, reference, MODEL_BATCH),
+            seconds,
         )
         tokenizer = _time_ways(
-            _ways(state.device, max_threads, ("",)), partial(tokenizer_step, REFERENCE_TOKENIZER, TOKENIZER_BATCH)
+            _ways(state.device, max_threads, ("",)),
+            partial(tokenizer_step, REFERENCE_TOKENIZER, TOKENIZER_BATCH),
+            seconds,
         )
     # One number of threads for all stages: the one that is best for the model, which trains longest.
     best = min(model, key=model.__getitem__)
     same = {way: seconds for way, seconds in tokenizer.items() if way.num_threads == best.num_threads}
     best_tokenizer = min(same, key=same.__getitem__)
-    model_work = training_flops(REFERENCE_MODEL.config(REFERENCE_GRID, 64)) * MODEL_BATCH
+    model_work = training_flops(reference) * MODEL_BATCH
     tokenizer_work = tokenizer_training_flops(REFERENCE_TOKENIZER) * TOKENIZER_BATCH
     return Machine(
         device=state.device.type,
@@ -149,7 +169,9 @@ class Rates:
         tokenizer, decoder, model (`float`): in training; the decoder with a perceptual loss and a discriminator, 0
             where there is no network for that.
         encoding (`float`): through the tokenizer's encoder.
-        sampling (`float`): times decoding steps: 200 are 10 images a second in 20 steps.
+        sampling (`float`): made in 20 steps, up to their pixels.
+        judge (`float`): in training the network that distances are by.
+        features (`float`): through the network that distances are by.
     """
 
     tokenizer: float
@@ -157,40 +179,49 @@ class Rates:
     model: float
     encoding: float
     sampling: float
+    judge: float
+    features: float
 
 
 def measure_rates(
     machine: Machine,
-    tokenizer: TokenizerSize,
-    model: ModelSize,
-    num_codes: int,
-    batch_sizes: tuple[int, int],
+    sizes: Sizes,
     decoder_losses: dict[str, float] | None,
+    is_grey: bool,
+    seconds: float = MOST_SECONDS_PER_WAY,
 ) -> Rates:
     """
     Trains what has been chosen for some steps.
 
     Args:
         machine ([`Machine`]): how to compute.
-        tokenizer ([`TokenizerSize`]), model ([`ModelSize`]), num_codes (`int`): what.
-        batch_sizes (`tuple[int, int]`): of the tokenizer and of the model.
+        sizes ([`Sizes`]): what.
         decoder_losses (`dict`, *optional*): values of the decoder's recipe; without them it is not measured.
+        is_grey (`bool`): whether the images have no colours.
+        seconds (`float`): for each of the rates.
     """
-    grid = (tokenizer.image_size // tokenizer.patch_size,) * 2
-    first, second = batch_sizes
+    side, first, second = sizes.tokenizer.image_size, sizes.tokenizer_batch, sizes.model_batch
+    config = sizes.model.config(sizes.grid, sizes.num_codes, dropout=sizes.dropout)
     with torch.random.fork_rng(), _threads_kept():
         torch.set_num_threads(machine.num_threads)
-        seconds = {
-            "tokenizer": _seconds_of(tokenizer_step(tokenizer, first, machine.tokenizer_way)) / first,
-            "model": _seconds_of(model_step(model, grid, num_codes, second, machine.model_way)) / second,
-            "encoding": _seconds_of(encoding_step(tokenizer, first)) / first,
-            "sampling": _seconds_of(sampling_step(model, grid, num_codes, second, machine.attention)) / second,
+        steps = {
+            "tokenizer": (tokenizer_step(sizes.tokenizer, first, machine.tokenizer_way), first),
+            "model": (model_step(config, second, machine.model_way), second),
+            "encoding": (encoding_step(sizes.tokenizer, first), first),
+            "sampling": (sampling_step(config, sizes.tokenizer, machine.attention), SAMPLING_BATCH),
+            "judge": (judge_step(side), 2 * JUDGE_BATCH),
+            "features": (features_step(side, is_grey), SAMPLING_BATCH),
         }
         if decoder_losses is not None:
-            step = decoder_step(tokenizer, first, decoder_losses, machine.tokenizer_way)
-            seconds["decoder"] = _seconds_of(step) / first
-    rates = {name: machine.num_processes / spent for name, spent in seconds.items()}
-    return Rates(**{"decoder": 0.0} | rates)
+            steps["decoder"] = (decoder_step(sizes.tokenizer, first, decoder_losses, machine.tokenizer_way), first)
+        # Their own progress bars are too short to tell anything.
+        with told_to(lambda _: None):
+            rates = {name: count / _seconds_of(step, seconds) for name, (step, count) in steps.items()}
+    together = {"tokenizer", "model", "encoding", "decoder"}
+    return Rates(
+        **{"decoder": 0.0}
+        | {name: rate * (machine.num_processes if name in together else 1) for name, rate in rates.items()}
+    )
 
 
 def _ways(device: torch.device, max_threads: int, attentions: Sequence[str]) -> Iterator[Way]:
@@ -210,7 +241,7 @@ def _threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _time_ways(ways: Iterator[Way], step_of: Callable[[Way], Step]) -> dict[Way, float]:
+def _time_ways(ways: Iterator[Way], step_of: Callable[[Way], Step], seconds_each: float) -> dict[Way, float]:
     """Seconds of a step in each way; of those that are hopeless, of the first one."""
     seconds: dict[Way, float] = {}
     for way in progress_bar(list(ways), desc="Measuring the machine", leave=False):
@@ -218,19 +249,19 @@ def _time_ways(ways: Iterator[Way], step_of: Callable[[Way], Step]) -> dict[Way,
         step = step_of(way)
         first = _time(step)
         is_hopeless = bool(seconds) and first > HOPELESS * min(seconds.values())
-        seconds[way] = first if is_hopeless else _median_seconds(step)
+        seconds[way] = first if is_hopeless else _median_seconds(step, seconds_each)
     return seconds
 
 
-def _seconds_of(step: Step) -> float:
+def _seconds_of(step: Step, seconds: float) -> float:
     """Seconds of a step, a first one left out."""
     first = _time(step)
-    return first if first > 2 * SECONDS_PER_WAY else _median_seconds(step)
+    return first if first > 2 * MOST_SECONDS_PER_WAY else _median_seconds(step, seconds)
 
 
-def _median_seconds(step: Step, most: int = 50) -> float:
+def _median_seconds(step: Step, seconds: float, most: int = 50) -> float:
     taken = [_time(step)]
-    while sum(taken) < SECONDS_PER_WAY and len(taken) < most:
+    while sum(taken) < seconds and len(taken) < most:
         taken.append(_time(step))
     return sorted(taken)[len(taken) // 2]
 
@@ -261,17 +292,17 @@ def _training_step(model: nn.Module, loss_of: Callable[[], torch.Tensor], way: W
     return step
 
 
-def _model_of(size: ModelSize, grid: tuple[int, int], num_codes: int, attention: str) -> MageForMaskedImageModeling:
-    model = MageForMaskedImageModeling(size.config(grid, num_codes)).to(PartialState().device)
+def _model_of(config: MageConfig, attention: str) -> MageForMaskedImageModeling:
+    model = MageForMaskedImageModeling(config).to(PartialState().device)
     model.set_attn_implementation(attention)
     return model
 
 
-def model_step(size: ModelSize, grid: tuple[int, int], num_codes: int, batch_size: int, way: Way) -> Step:
+def model_step(config: MageConfig, batch_size: int, way: Way) -> Step:
     """A training step of a model on random tokens."""
     device = PartialState().device
-    model = _model_of(size, grid, num_codes, way.attention).train()
-    tokens = torch.randint(num_codes, (batch_size, grid[0] * grid[1]), device=device)
+    model = _model_of(config, way.attention).train()
+    tokens = torch.randint(config.codebook_size, (batch_size, config.sequence_length), device=device)
     generator = torch.Generator().manual_seed(0)
 
     def loss() -> torch.Tensor:
@@ -309,12 +340,35 @@ def encoding_step(size: TokenizerSize, batch_size: int) -> Step:
     return lambda: encode_images(vqvae, pixels)
 
 
-def sampling_step(size: ModelSize, grid: tuple[int, int], num_codes: int, batch_size: int, attention: str) -> Step:
-    """One decoding step of a batch of samples."""
-    model = _model_of(size, grid, num_codes, attention).eval()
+def sampling_step(config: MageConfig, tokenizer: TokenizerSize, attention: str) -> Step:
+    """A batch of samples, from nothing to pixels, as they are judged."""
+    device = PartialState().device
+    model = _model_of(config, attention).eval()
+    vqvae = tokenizer.build().to(device).requires_grad_(False).eval()
     pipe = MagePipeline(model, MageScheduler(model.config.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
-    return lambda: pipe(num_images=batch_size, num_inference_steps=1, output_type="latent")
+    generators = [torch.Generator(device).manual_seed(seed) for seed in range(SAMPLING_BATCH)]
+    options: dict[str, Any] = {"generator": generators, "output_type": "latent", "return_dict": False}
+
+    def step():
+        tokens = pipe(num_images=SAMPLING_BATCH, num_inference_steps=SAMPLING_STEPS, **options)[0]
+        for part in torch.as_tensor(tokens).split(NUM_DECODED_AT_ONCE):
+            decode_images(vqvae, part)
+
+    return step
+
+
+def judge_step(side: int) -> Step:
+    """Two updates of the network that distances are by."""
+    images = torch.randint(256, (2 * JUDGE_BATCH, 3, side, side), dtype=torch.uint8)
+    return lambda: train_judge(images, None, 0, updates=2)
+
+
+def features_step(side: int, is_grey: bool) -> Step:
+    """The features that distances are by."""
+    jury = Jury.of(Judge().requires_grad_(False).eval(), is_grey, side)
+    images = torch.randint(256, (SAMPLING_BATCH, 3, side, side), dtype=torch.uint8)
+    return lambda: jury.features(images)
 
 
 def _pixels(size: TokenizerSize, batch_size: int) -> torch.Tensor:

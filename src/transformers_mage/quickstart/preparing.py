@@ -19,10 +19,11 @@ from ..data.labels import Classes
 from ..data.loading import Columns, DatasetSpec, load_split
 from ..files import written_aside
 from ..progress import progress_bar
+from .choosing import HELD_OUT_SHARE
 from .looking import ImageSurvey, square
 
 # Of a split that there is not: this share of the training images, as far as they go.
-HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.08, 16, 5000
+FEWEST_HELD_OUT, MOST_HELD_OUT = 16, 5000
 
 
 def prepare(spec: DatasetSpec, survey: ImageSurvey, side: int, num_images: int, folder: Path, seed: int = 0):

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from ..files import write_text
-from .choosing import Plan, Sizes
+from .choosing import Plan
 from .measuring import Machine
+from .sizes import Sizes
 
 # The single command of each stage that has one, in their order.
 SCRIPTS = {
@@ -34,8 +34,6 @@ DECODER_LOSSES: dict[str, float] = {
 # Updates between log lines, checkpoints and looks at held-out images, as parts of all updates.
 LOOKS = 10
 HELD_OUT_LOOKED_AT = 512
-# Of a model that sees each image more often than this, a tenth of the activations is dropped.
-FEW_PASSES = 30
 
 
 def decoder_losses(sizes: Sizes) -> dict[str, float]:
@@ -71,10 +69,10 @@ def recipes_of(plan: Plan, machine: Machine, folder: Path, seed: int = 0) -> dic
     return found
 
 
-def write_recipe(path: Path, stage: str, values: dict[str, Any], num_threads: int):
-    """Writes a recipe, with the command that follows it."""
+def recipe_text(path: Path, stage: str, values: dict[str, Any], num_threads: int) -> str:
+    """A recipe, with the command that follows it."""
     command = f"OMP_NUM_THREADS={num_threads} python scripts/{SCRIPTS[stage]}.py --config {path}"
-    write_text(path, f"# {command}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
+    return f"# {command}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
 class _Recipes:
@@ -153,11 +151,10 @@ class _Recipes:
         return {**self._autoencoder("decoder", rate), **start, **losses, **game}
 
     def mage(self) -> dict[str, Any]:
-        passes = self.plan.updates["mage"] * self.sizes.model_batch / self.plan.num_images
         model = {
             "image_size": self.sizes.tokenizer.image_size,
             **self.sizes.model.values(),
-            "hidden_dropout_prob": 0.1 if passes > FEW_PASSES else 0.0,
+            "hidden_dropout_prob": self.sizes.dropout,
             "attention_probs_dropout_prob": 0.0,
             # Codes are sampled from what is learned: smoothed, one in ten would be any.
             "label_smoothing": 0.0,
@@ -169,7 +166,9 @@ class _Recipes:
     def conditional(self) -> dict[str, Any]:
         rate = min(8e-4, 8e-4 * 192 / self.sizes.model.width)
         start = {"pretrained_model_name_or_path": str(self.runs / "mage"), "class_conditional": True}
-        return {**self._model("conditional", rate), **start}
+        # A saved model does not say how its attention is computed.
+        model = {"attn_implementation": self.machine.attention}
+        return {**self._model("conditional", rate), **start, "model": model}
 
     def _model(self, name: str, learning_rate: float) -> dict[str, Any]:
         values = self._training(name, self.sizes.model_batch, learning_rate, self.machine.model_precision)

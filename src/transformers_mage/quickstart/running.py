@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
@@ -20,17 +19,22 @@ from ..hub.cards import markdown_table
 from ..hub.publishing import Publication
 from ..training.stopping import InterruptedRunError
 from ..visualization import draw_grid
-from .choosing import Plan, Sizes, as_dict, choose, plan_of
+from .choosing import Plan, as_dict, choose, fitted, plan_of, shares_of
 from .display import StageDisplay
 from .finishing import Finishing
 from .looking import ImageSurvey, look
-from .measuring import Machine, Rates, measure, measure_rates
+from .measuring import Machine, Rates, measure, measure_rates, seconds_per_way
 from .preparing import prepare
-from .recipes import SCRIPTS, TRAININGS, decoder_losses, recipes_of, write_recipe
+from .recipes import SCRIPTS, TRAININGS, decoder_losses, recipe_text, recipes_of
+from .sizes import Sizes
 
 # Of the hours, for looking at the images.
 LOOKING_SHARE = 0.02
 SHOWN_IMAGES = 60
+# Of a process, from the command to here: Python, torch, transformers.
+START_SECONDS = 6.0
+# As each of these begins, it is given what fits into the time that is really left.
+FITTED = ("tokenizer", "decoder", "mage", "conditional", "judge", "sweep", "scores")
 
 NOWHERE = Publication()
 
@@ -68,7 +72,7 @@ class Quickstart:
         self.image_size = image_size
         self.publication = publication
         self.state = PartialState()
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - START_SECONDS
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -88,13 +92,28 @@ class Quickstart:
         if not note.exists():
             self._check_free()
             self._make_plan(note)
+        elif self._spent_note.exists():
+            self.started -= read_json(self._spent_note)["seconds"]
         self.state.wait_for_everyone()
         there = read_json(note)
         check_same(self.folder, "images or another plan", there["asked"], json.loads(json.dumps(self.asked)))
         self.survey = ImageSurvey(**there["survey"])
         self.machine = Machine(**there["machine"])
-        self.chosen = plan_of(there["plan"])
+        self.first = self.chosen = plan_of(there["plan"])
         self._say(self._tables())
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the hours that are gone, those of earlier processes included."""
+        return time.perf_counter() - self.started
+
+    @property
+    def _spent_note(self) -> Path:
+        return self.runs / "spent.json"
+
+    def _note_spent(self):
+        if self.state.is_main_process:
+            write_json(self._spent_note, {"seconds": round(self.spent, 1)})
 
     def _check_free(self):
         there = [name for name in ("config.json", "model_index.json", "README.md") if (self.folder / name).exists()]
@@ -104,13 +123,13 @@ class Quickstart:
     def _make_plan(self, note: Path):
         self._say(f"Looking at {self.spec.name}.")
         seen = look(self.spec, max(3600 * LOOKING_SHARE * self.hours, 5.0))
-        machine = measure()
+        machine = measure(seconds_per_way(self.hours))
         plan = choose(
             seen.survey,
             machine,
             self.hours,
-            lambda sizes: self._rates_of(machine, sizes),
-            seconds_spent=time.perf_counter() - self.started,
+            lambda sizes: self._rates_of(seen.survey, machine, sizes),
+            spent=lambda: self.spent,
             can_sharpen=can_sharpen(),
             image_size=self.image_size,
         )
@@ -118,16 +137,22 @@ class Quickstart:
             return
         pictures = [Image.fromarray(thumbnail) for thumbnail in seen.thumbnails[:SHOWN_IMAGES]]
         self._save_picture(draw_grid(pictures, num_columns=12), "images")
-        for name, values in recipes_of(plan, machine, self.folder, self.seed).items():
-            write_recipe(self.folder / "recipes" / f"{name}.yaml", name, values, machine.num_threads)
+        for path, text in self._recipe_texts(plan, machine).items():
+            write_text(path, text)
         made = {"survey": dataclasses.asdict(seen.survey), "machine": dataclasses.asdict(machine)}
-        spent = {"planning": time.perf_counter() - self.started}
-        write_json(note, {"asked": self.asked, **made, "plan": as_dict(plan), "spent": spent})
+        self._note_spent()
+        write_json(note, {"asked": self.asked, **made, "plan": as_dict(plan), "planning": round(self.spent, 1)})
 
-    def _rates_of(self, machine: Machine, sizes: Sizes) -> Rates:
+    def _rates_of(self, survey: ImageSurvey, machine: Machine, sizes: Sizes) -> Rates:
         losses = decoder_losses(sizes) if can_sharpen() else None
-        batches = (sizes.tokenizer_batch, sizes.model_batch)
-        return measure_rates(machine, sizes.tokenizer, sizes.model, sizes.num_codes, batches, losses)
+        return measure_rates(machine, sizes, losses, survey.is_grey, seconds_per_way(self.hours))
+
+    def _recipe_texts(self, plan: Plan, machine: Machine) -> dict[Path, str]:
+        texts = {}
+        for name, values in recipes_of(plan, machine, self.folder, self.seed).items():
+            path = self.folder / "recipes" / f"{name}.yaml"
+            texts[path] = recipe_text(path, name, values, machine.num_threads)
+        return texts
 
     def _tables(self) -> str:
         parts = {
@@ -150,16 +175,26 @@ class Quickstart:
     def stages(self) -> dict[str, Callable[[], None]]:
         """What is to be done, in this order."""
         finishing = Finishing(self.folder, self.survey, self.chosen, self.spec.name, self.publication)
+        finish = {name: self._finish(name) for name in finishing.stages()}
         single = {name: lambda name=name: self._run_command(name) for name in self._recipes()}
         before = ("tokenizer", "codes", "tokens_validation", "tokens", "decoder", "mage", "conditional")
         after = ("probe", "comparison")
         return {
             "data": self._prepare,
             **{name: single[name] for name in before if name in single},
-            **{name: self._alone(function) for name, function in finishing.judging().items()},
+            **{name: finish[name] for name in finish if name != "card"},
             **{name: single[name] for name in after if name in single},
-            "card": self._alone(finishing.write_card),
+            "card": finish["card"],
         }
+
+    def _finish(self, name: str) -> Callable[[], None]:
+        """A stage of the end, by the plan as it is by then; in one process, the others waiting."""
+
+        def stage():
+            finishing = Finishing(self.folder, self.survey, self.chosen, self.spec.name, self.publication)
+            finishing.stages()[name]()
+
+        return lambda: stage() if self.state.is_main_process else None
 
     def _recipes(self) -> list[str]:
         return [name for name in SCRIPTS if (self.folder / "recipes" / f"{name}.yaml").exists()]
@@ -172,8 +207,6 @@ class Quickstart:
             InterruptedRunError: after a signal, when what was learned is saved.
         """
         torch.set_num_threads(self.machine.num_threads)
-        # There is one display for everything.
-        datasets.disable_progress_bars()
         stages = self.stages()
         todo = [name for name in stages if not self._mark(name).exists()]
         done = [name for name in stages if name not in todo]
@@ -183,11 +216,45 @@ class Quickstart:
         display = StageDisplay(planned, self.state.is_main_process)
         lock = locked(self.runs) if self.state.is_main_process else _nothing()
         with lock:
-            for name in todo:
+            for name in stages:
+                self._give(name, todo)
+                if name not in todo:
+                    continue
+                display.seconds.update({later: self.chosen.seconds.get(later, 0.0) for later in todo})
                 with display.of(name):
                     self._do(name, stages[name])
         display.close()
         self._say(self._report())
+
+    def _given(self, name: str) -> Path:
+        return self.runs / "given" / f"{name}.json"
+
+    def _give(self, name: str, todo: list[str]):
+        """
+        Fits the plan to what is left of the time, as a stage begins. It is written down: a stage that is continued has
+        what it was given when it began.
+        """
+        note = self._given(name)
+        if self.state.is_main_process and name in FITTED and name in todo and not note.exists():
+            left = 3600 * self.hours - self.spent
+            shares = shares_of(self.survey, can_sharpen=bool(self.chosen.updates["decoder"]))
+            rest = todo[todo.index(name) :]
+            write_json(note, as_dict(fitted(self.chosen, self.survey, left, shares, rest, self.first)))
+            self._note_spent()
+        self.state.wait_for_everyone()
+        if note.exists():
+            before, self.chosen = self.chosen, plan_of(read_json(note))
+            self._follow(before)
+        self.state.wait_for_everyone()
+
+    def _follow(self, before: Plan):
+        """Writes the recipes anew, those aside that somebody has edited."""
+        if not self.state.is_main_process:
+            return
+        made = self._recipe_texts(before, self.machine)
+        for path, text in self._recipe_texts(self.chosen, self.machine).items():
+            if path.exists() and path.read_text(encoding="utf-8") == made[path] != text:
+                write_text(path, text)
 
     def _mark(self, name: str) -> Path:
         return self.runs / "done" / f"{name}.json"
@@ -197,16 +264,14 @@ class Quickstart:
         try:
             stage()
         except InterruptedRunError as error:
+            self._note_spent()
             said = "Stopped; what was learned is saved. Give the same command again to continue." if str(error) else ""
             raise InterruptedRunError(said, error.exit_status) from error
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             write_json(self._mark(name), {"seconds": round(time.perf_counter() - start, 1)})
+        self._note_spent()
         self.state.wait_for_everyone()
-
-    def _alone(self, function: Callable[[], None]) -> Callable[[], None]:
-        """In one process, the others waiting."""
-        return lambda: function() if self.state.is_main_process else None
 
     def _prepare(self):
         if self.state.is_main_process:
@@ -238,19 +303,29 @@ class Quickstart:
 
     def _report(self) -> str:
         """What is there now, how long it took, and what can be done with it."""
-        spent = {name: read_json(self._mark(name))["seconds"] for name in self.stages()}
-        before = read_json(self.runs / "plan.json")["spent"]["planning"]
-        total, planned = sum(spent.values()), self.chosen.total_seconds
-        whole = (total + before) / 3600
-        rows = [(name, f"{self.chosen.seconds.get(name, 0):.0f}", f"{seconds:.0f}") for name, seconds in spent.items()]
-        write_text(self.runs / "times.md", markdown_table(("stage", "seconds planned", "seconds taken"), rows) + "\n")
+        write_text(
+            self.runs / "times.md", markdown_table(("seconds", "planned", "given", "taken"), self._times()) + "\n"
+        )
         pushed = f", and is at https://huggingface.co/{self.publication.repo_id}" if self.publication.repo_id else ""
+        hours = self.spent / 3600
         return (
-            f"\n{self.folder} is complete{pushed}. It took {whole:.2f} hours of the {self.hours:g}; the stages took "
-            f"{total / 60:.1f} minutes where {planned / 60:.1f} were planned ({total / planned - 1:+.0%}).\n"
+            f"\n{self.folder} is complete{pushed}. It took {hours:.2f} of {self.hours:g} hours "
+            f"({hours / self.hours - 1:+.0%}); {self.runs / 'times.md'} says what for.\n"
             f"Read {self.folder / 'README.md'}, look at {self.folder / 'pictures'}, and play with it:\n"
             f"    MAGE_MODEL={self.folder} python examples/space/app.py"
         )
+
+    def _times(self) -> list[tuple[str, str, str, str]]:
+        """Of each stage: as planned in the beginning, as given when it began, and as it was."""
+        there = read_json(self.runs / "plan.json")
+        planned = self.first.seconds
+        rows = [("looking and measuring", "", "", f"{there['planning']:.0f}")]
+        for name in self.stages():
+            note = self._given(name)
+            given = plan_of(read_json(note)).seconds if note.exists() else planned
+            taken = read_json(self._mark(name))["seconds"]
+            rows.append((name, f"{planned.get(name, 0):.0f}", f"{given.get(name, 0):.0f}", f"{taken:.0f}"))
+        return rows
 
 
 @contextmanager

@@ -80,10 +80,13 @@ class ModelSize:
             "decoder_num_attention_heads": _heads_of(self.decoder_width),
         }
 
-    def config(self, grid_size: tuple[int, int], codebook_size: int, patch_size: int = 4) -> MageConfig:
+    def config(
+        self, grid_size: tuple[int, int], codebook_size: int, patch_size: int = 4, dropout: float = 0.0
+    ) -> MageConfig:
         """Without a tokenizer."""
         image_size = [side * patch_size for side in grid_size]
         values: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "codebook_size": codebook_size}
+        values |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0}
         return MageConfig(**self.values(), **values, vq_config=None)
 
 
@@ -97,6 +100,35 @@ def training_flops_of(model: ModelSize, tokenizer: TokenizerSize) -> float:
     """Operations an image of a model's training step on a tokenizer's tokens."""
     side = tokenizer.image_size // tokenizer.patch_size
     return training_flops(model.config((side, side), tokenizer.codebook_size, tokenizer.patch_size))
+
+
+@dataclass
+class Sizes:
+    """
+    What is trained.
+
+    Attributes:
+        tokenizer ([`TokenizerSize`]): with the codes that it learns.
+        model ([`ModelSize`]): the MAGE.
+        num_codes (`int`): that are left of the tokenizer's after k-means.
+        dropout (`float`): of the model's activations.
+        tokenizer_batch, model_batch (`int`): images in an update.
+    """
+
+    tokenizer: TokenizerSize
+    model: ModelSize
+    num_codes: int
+    dropout: float
+    tokenizer_batch: int
+    model_batch: int
+
+    @property
+    def grid_side(self) -> int:
+        return self.tokenizer.image_size // self.tokenizer.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.grid_side, self.grid_side
 
 
 TOKENIZER_WIDTHS = (16, 32, 64, 128)

@@ -65,6 +65,13 @@ class ClassPlan:
         elif source != "none":
             self.labels = _read_labels(config, Path(source), num_images)
 
+    @classmethod
+    def of(cls, config: MageConfig, labels: Sequence[int]) -> "ClassPlan":
+        """Image i of class `labels[i]`, and over again after the last one."""
+        plan = cls(config, "balanced", len(labels))
+        plan.is_balanced, plan.labels = False, np.asarray(labels)
+        return plan
+
     def __getitem__(self, indices: Sequence[int]) -> list[int] | None:
         """Classes of images, of those beyond the last one too."""
         if self.is_balanced:
