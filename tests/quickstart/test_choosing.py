@@ -149,8 +149,7 @@ def test_each_code_has_tokens_to_be_learned_from():
     few = dataclasses.replace(CLOTHES, num_images=1000)
 
     assert num_codes(CLOTHES, 28, 4) == 64
-    assert num_codes(few, 28, 4) == 16
-    assert num_codes(dataclasses.replace(few, is_grey=False), 28, 4) == 32
+    assert num_codes(few, 28, 4) == 32
     assert num_codes(dataclasses.replace(few, num_images=20), 28, 4) == 16
 
 

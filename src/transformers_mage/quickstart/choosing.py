@@ -235,11 +235,11 @@ def batch_sizes(survey: ImageSurvey, machine: Machine) -> tuple[int, int]:
 
 
 def num_codes(survey: ImageSurvey, image_size: int, patch_size: int) -> int:
-    """A power of two, so that a thousand tokens or more are of each code; two thousand where there are no colours."""
-    most, tokens_each = (64, 2000) if survey.is_grey else (256, 1000)
+    """A power of two, so that a thousand tokens or more are of each code."""
+    most = 64 if survey.is_grey else 256
     most *= {2: 1, 4: 1, 8: 2, 16: 4}[patch_size]
     tokens = survey.num_images * (image_size // patch_size) ** 2
-    return min(most, max(2 ** (int(tokens // tokens_each).bit_length() - 1) if tokens >= tokens_each else 0, 16))
+    return min(most, max(2 ** (int(tokens // 1000).bit_length() - 1) if tokens >= 1000 else 0, 16))
 
 
 def tokenizer_widths(survey: ImageSurvey, patch_size: int) -> list[int]:
