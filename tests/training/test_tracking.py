@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from transformers_mage import MageConfig, sample_masks
 from transformers_mage.training.tracking import (
@@ -67,6 +67,7 @@ def test_metrics_after_a_checkpoint_and_lines_that_were_cut_are_dropped(tmp_path
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    PartialState()  # the logger asks it which process this is
     metrics = MetricsFile(tmp_path)  # a folder takes no lines either
     for step in range(3):
         metrics.append({"step": step})
