@@ -21,6 +21,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import torch
 
 from transformers_mage.benchmarking import (
+    NEED_MORE,
     ON_HOST,
     SIZES,
     WITHOUT_PLAIN_PATH,
@@ -48,7 +49,11 @@ from transformers_mage.files import write_json, write_text
 @dataclass
 class BenchmarkArguments:
     workloads: list[str] = field(
-        default_factory=lambda: list(WORKLOADS), metadata={"help": f"What to measure, of {', '.join(WORKLOADS)}."}
+        default_factory=lambda: [name for name in WORKLOADS if name not in NEED_MORE],
+        metadata={
+            "help": f"What to measure, of {', '.join(WORKLOADS)}; by default all but {', '.join(NEED_MORE)}, "
+            "which needs the extra `perceptual`."
+        },
     )
     size: str = argument("vit-base", "The model.", choices=list(SIZES))
     batch_size: int = argument(2, "Images in a call.")

@@ -16,6 +16,6 @@ __getattr__, __all__ = lazy_front(
             *("Tries", "averaged", "best_within", "combinations", "count_gflops", "draw_frontier", "frontier"),
             *("pipe_with", "save_setting", "without_weights"),
         ],
-        "workloads": ["ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
+        "workloads": ["NEED_MORE", "ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
     },
 )

@@ -356,4 +356,6 @@ WORKLOADS: dict[str, Callable[[Setting], Run]] = {
 }
 # Their work is not the model's.
 ON_HOST = ("load-tokens", "load-jpegs")
+# What the extra `training` does not bring.
+NEED_MORE = ("train-tokenizer",)
 WITHOUT_PLAIN_PATH = ("draw", "load-tokens", "train-tokenizer")
