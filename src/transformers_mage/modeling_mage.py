@@ -29,6 +29,7 @@ from .carried_code import IS_INSTALLED, remove_code, write_code
 from .checks import whole_number
 from .conditioning import UNCONDITIONAL_LABEL
 from .configuration_mage import MageConfig
+from .dropout import MageDropout, apply_dropout
 from .hub_folders import PUSHING, check_repository, push_folder, refused_pickles, remove_other_weights
 from .image_tokens import decode_images, encode_images
 from .kept_context import KeptContext, KeyValues, keep_context
@@ -131,7 +132,7 @@ class MageEmbeddings(nn.Module):
             else None
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = MageDropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -201,7 +202,7 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    probabilities = apply_dropout(probabilities, dropout, module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
@@ -244,6 +245,9 @@ class MageAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
+        if dropout > 0 and query.device.type == "cpu" and self.config._attn_implementation == "sdpa":
+            # A processor has no kernel for this: PyTorch would take the same steps, and draw random numbers slowly.
+            attention_interface = eager_attention_forward
         output, probabilities = attention_interface(
             self, query, key, value, attention_mask=None, dropout=dropout, scaling=self.scaling, **kwargs
         )
@@ -258,7 +262,7 @@ class MageMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = MageDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.dropout(self.activation_fn(self.fc1(hidden_states)))
@@ -289,7 +293,7 @@ class MageLayer(GradientCheckpointingLayer):
         self.attention = MageAttention(config, hidden_size, num_heads)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = MageMLP(config, hidden_size, intermediate_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = MageDropout(config.hidden_dropout_prob)
         self.drop_path = MageDropPath(drop_path)
 
     def forward(

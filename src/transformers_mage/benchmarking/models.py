@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from diffusers.models.downsampling import Downsample2D
 from torch import nn
+from transformers import AttentionInterface
 
 from ..configuration_mage import MageConfig
+from ..dropout import MageDropout
 from ..modeling_mage import MageForMaskedImageModeling, MageHead, MageMaskedImageModelingOutput
 from ..vq_shortcuts import average_pool_kernel, skip_noop_layers
 
@@ -76,11 +78,30 @@ def build_model(size: str, device: torch.device | str = "cpu") -> MageForMaskedI
 def plain_copy(model: MageForMaskedImageModeling) -> MageForMaskedImageModeling:
     """The same weights without what makes them fast: see [`PlainMage`]."""
     config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = PLAIN_ATTENTION
     with model.device:
         plain = PlainMage(config)
     plain.load_state_dict(model.state_dict())
     return plain.train(model.training)
+
+
+def plain_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step by step, with PyTorch's own dropout."""
+    probabilities = F.dropout((query @ key.transpose(2, 3) * scaling).softmax(dim=-1), dropout, module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+PLAIN_ATTENTION = "mage_plain"
+AttentionInterface.register(PLAIN_ATTENTION, plain_attention)
 
 
 class PlainHead(MageHead):
@@ -93,13 +114,17 @@ class PlainHead(MageHead):
 
 class PlainMage(MageForMaskedImageModeling):
     """
-    MAGE as the paper writes it down, to compare with: attention step by step, logits of the whole vocabulary at all
-    positions, and a stock tokenizer that executes its layers that do nothing.
+    MAGE as the paper writes it down, to compare with: attention step by step, PyTorch's own dropout, logits of the
+    whole vocabulary at all positions, and a stock tokenizer that executes its layers that do nothing.
     """
 
     def __init__(self, config: MageConfig):
         super().__init__(config)
         self.head = PlainHead(config)
+        for module in self.modules():
+            for name, child in module.named_children():
+                if isinstance(child, MageDropout):
+                    setattr(module, name, nn.Dropout(child.p))
         # The model's own skips layers.
         self.mage.vqvae = VQModel.from_config(config.vq_config).requires_grad_(False)
 
