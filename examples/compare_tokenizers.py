@@ -160,11 +160,11 @@ SETS = {"fashion": Clothes, "emoji": Emoji}
 
 @torch.no_grad()
 def draw(comparison: Comparison, images: Tensor) -> Image.Image:
-    """Originals in the first row, and a row of reconstructions for each recipe, of its first seed."""
+    """Originals in the first row, and one of reconstructions for each recipe that is trained, of its first seed."""
     rows = [images]
     for recipe in RECIPES:
-        for folder in sorted(comparison.output_dir.glob(f"{comparison.folder(recipe, 0).name[:-2]}-[0-9]*"))[:1]:
-            tokenizer = load_tokenizer(folder).to(device())
+        for file in comparison.files(recipe, "config.json")[:1]:
+            tokenizer = load_tokenizer(file.parent).to(device())
             pixels = decode_images(tokenizer, encode_images(tokenizer, images.to(device()).float() / 255)).clamp(0, 1)
             rows.append((pixels * 255).round().byte().cpu())
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in torch.cat(rows)]

@@ -62,8 +62,11 @@ class Comparison:
 
     def figures(self, variant: str) -> list[Figures]:
         """Those of all seeds so far."""
-        files = sorted(self.output_dir.glob(f"{variant.replace(' ', '-')}-[0-9]*/figures.json"))
-        return [json.loads(file.read_text()) for file in files]
+        return [json.loads(file.read_text()) for file in self.files(variant, "figures.json")]
+
+    def files(self, variant: str, name: str) -> list[Path]:
+        """The files of this name in the folders of all seeds that have one, the first seed first."""
+        return sorted(self.output_dir.glob(f"{variant.replace(' ', '-')}-[0-9]*/{name}"))
 
     def table(self, variants: Sequence[str], heading: str = "training") -> str:
         """A row for each variant of which there is a run."""

@@ -13,14 +13,17 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from examples import ROOT, run_script
+from examples.device import precision
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
+from transformers_mage.hub.gallery import sample_gallery
+from transformers_mage.hub.model_card import add_gallery
 from transformers_mage.visualization import draw_grid, draw_steps
 
 CARD = ROOT / "model_cards" / "mage-digits"
-# The paper's 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
-TEMPERATURE = 3.0
+# The paper's temperature of 6.0 is for 256 tokens; with these 64 it leaves fewer samples that the judge is sure of.
+SAMPLING = {"temperature": 3.0, "token_temperature": 0.8}
 DATASET = {"dataset_type": "digits", "dataset_name": "the digits of scikit-learn", "dataset_split": "test"}
 
 
@@ -45,12 +48,10 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     dataset.save_to_disk(output_dir / "dataset")
     common = ["--dataset_name", output_dir / "dataset", "--output_dir"]
     run_script("train_vqgan", "--config", ROOT / "configs" / "vqgan_digits.yaml", *common, output_dir / "vqgan")
-    tokenizer = ["--tokenizer_name_or_path", output_dir / "vqgan"]
-    run_script(
-        "train_mage", "--config", ROOT / "configs" / "mage_digits.yaml", *tokenizer, *common, output_dir / "mage"
-    )
+    flags = ["--tokenizer_name_or_path", output_dir / "vqgan", *precision()]
+    run_script("train_mage", "--config", ROOT / "configs" / "mage_digits.yaml", *flags, *common, output_dir / "mage")
     pipe = MagePipeline.from_pretrained(output_dir / "mage")
-    pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, temperature=TEMPERATURE)
+    pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **SAMPLING)
     pipe.save_pretrained(model_dir)
 
 
@@ -103,6 +104,7 @@ def write_card(figures: dict, model_dir: Path):
     samples = figures["samples"]
     scores = {"sure": ("share that the judge is sure of", samples["sure"]), "junk": ("share of junk", samples["junk"])}
     set_results(card, "unconditional-image-generation", DATASET, scores)
+    add_gallery(card, sample_gallery(MagePipeline.from_pretrained(model_dir)))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from examples import ROOT, run_script
-from examples.device import is_on_processor
+from examples.device import precision
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import read_json, write_json
@@ -58,25 +56,7 @@ class Workplace:
 
     @property
     def precision(self) -> list[str]:
-        return ["--mixed_precision", "bf16"] if has_fast_bfloat16() else []
-
-
-def has_fast_bfloat16() -> bool:
-    """
-    Whether there is an accelerator, or this processor multiplies matrices faster in bfloat16 than in float32: some
-    emulate it, very slowly.
-    """
-    if not is_on_processor():
-        return True
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(512, 512, dtype=dtype)
-        matrix @ matrix
-        start = time.perf_counter()
-        for _ in range(10):
-            matrix @ matrix
-        seconds[dtype] = time.perf_counter() - start
-    return seconds[torch.bfloat16] < seconds[torch.float32]
+        return precision()
 
 
 def train(script: str, recipe: str, place: Workplace, name: str, *flags: object):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -82,10 +83,15 @@ def train_judge(images: Tensor, labels: Tensor | None, num_classes: int, updates
         labels (`torch.Tensor` of shape `(N,)`, *optional*): their classes.
         num_classes (`int`): that there are; 0 without labels.
         updates (`int`): steps of 64 images.
+
+    Returns:
+        [`Judge`]: on the processor, wherever it was trained.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         judge = Judge(num_classes).train()
+    device = PartialState().device
+    judge.to(device)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(updates, 2))
@@ -99,8 +105,8 @@ def train_judge(images: Tensor, labels: Tensor | None, num_classes: int, updates
             )
         else:
             targets = labels[chosen]
-        F.cross_entropy(judge(pixels)[1], targets).backward()
+        F.cross_entropy(judge(pixels.to(device))[1], targets.to(device)).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return judge.requires_grad_(False).eval()
+    return judge.cpu().requires_grad_(False).eval()
