@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from transformers_mage.progress import progress_bar
+from transformers_mage.quickstart import judging
 from transformers_mage.quickstart.display import StageDisplay
 from transformers_mage.quickstart.judge import Judge, train_judge
 from transformers_mage.quickstart.judging import best_of, nearest_images
@@ -58,3 +60,26 @@ def test_one_display_speaks_for_all_bars(capsys, monkeypatch):
     assert lines[0] == "[1/2] first: about 0:01:00, then 0:00:30 more"
     assert lines[-1] == "[1/2] first: done in 0:00:00"
     assert any("Working 100%; about 0:01:30 left" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"), [(5.5, [4, 6, 10]), (100.0, [4, 6, 10, 16]), (0.0, [4, 6, 2, 1]), (3.9, [4, 6, 2])]
+)
+def test_the_sweep_follows_temperatures_to_where_they_get_no_better(monkeypatch, best: float, tried: list[float]):
+    class Distances:
+        """Those of samples that are their temperature, or of few steps."""
+
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+        def distance(self, features: torch.Tensor, references: torch.Tensor) -> float:
+            return abs(float(features) - best)
+
+    monkeypatch.setattr(judging, "generate", lambda pipe, count, temperature, **_: torch.tensor(temperature))
+    rows = judging.sweep(None, Distances(), torch.empty(0), num_images=1)
+
+    assert [row["temperature"] for row in rows if row["num_inference_steps"] == 20] == tried
+    chosen = best_of(rows)["temperature"]
+    assert [row for row in rows if row["num_inference_steps"] < 20] == [
+        {"temperature": chosen, "num_inference_steps": steps, "distance": abs(chosen - best)} for steps in (8, 12)
+    ]

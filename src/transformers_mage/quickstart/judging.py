@@ -24,7 +24,9 @@ from ..visualization import draw_grid
 from .judge import Judge
 
 BATCH_SIZE = 64
-TEMPERATURES = (2.0, 4.0, 6.0, 10.0)
+TEMPERATURES = (1.0, 2.0, 4.0, 6.0, 10.0, 16.0)
+# Where the search begins, and how many of them it tries.
+FIRST_TEMPERATURES, MOST_TEMPERATURES = (4.0, 6.0), 4
 FEWER_STEPS = (8, 12)
 STEPS = 20
 # Large enough for the network of photographs to know what it sees.
@@ -104,7 +106,8 @@ def generate(
 
 def sweep(pipe: MagePipeline, jury: Jury, references: Tensor, num_images: int) -> list[dict[str, float]]:
     """
-    Distances of ways of sampling: temperatures first, and of the best one fewer steps.
+    Distances of ways of sampling: temperatures first, from two in the middle on as long as they get better, and of the
+    best one fewer steps.
 
     Args:
         references (`torch.Tensor` of shape `(N, D)`): features of real images that nothing was trained on.
@@ -120,12 +123,20 @@ def sweep(pipe: MagePipeline, jury: Jury, references: Tensor, num_images: int) -
         distance = jury.distance(jury.features(images), references)
         rows.append({"temperature": temperature, "num_inference_steps": steps, "distance": distance})
 
-    for temperature in TEMPERATURES:
+    for temperature in FIRST_TEMPERATURES:
         score(temperature, STEPS)
+    while len(rows) < MOST_TEMPERATURES and (beside := untried_beside(best_of(rows)["temperature"], rows)):
+        score(beside[0], STEPS)
     best = best_of(rows)["temperature"]
     for steps in FEWER_STEPS:
         score(best, steps)
     return rows
+
+
+def untried_beside(temperature: float, rows: Sequence[dict[str, float]]) -> list[float]:
+    """The temperatures next to one that are not among the ways that were tried."""
+    place, tried = TEMPERATURES.index(temperature), {row["temperature"] for row in rows}
+    return [value for value in TEMPERATURES[max(place - 1, 0) : place + 2] if value not in tried]
 
 
 def best_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
