@@ -113,7 +113,7 @@ def train(config: MageConfig, folder: Path, **kwargs) -> Trainer:
 
 
 def test_trainer_learns_from_a_plain_dataset(small_config, tmp_path):
-    trainer = train(small_config, tmp_path, max_steps=15, per_device_train_batch_size=16)
+    trainer = train(small_config, tmp_path, max_steps=30, per_device_train_batch_size=16)
 
     assert trainer.evaluate()["eval_accuracy"] > 0.9
     trainer.save_model(tmp_path)
