@@ -9,11 +9,16 @@ from diffusers import VQModel
 from diffusers.models.downsampling import Downsample2D
 from torch import nn
 from transformers import AttentionInterface
+from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from ..configuration_mage import MageConfig
 from ..dropout import MageDropout
 from ..modeling_mage import MageForMaskedImageModeling, MageHead, MageMaskedImageModelingOutput
 from ..vq_shortcuts import average_pool_kernel, skip_noop_layers
+
+# That of transformers' ViT: step by step, with PyTorch's own dropout.
+PLAIN_ATTENTION = "mage_plain"
+AttentionInterface.register(PLAIN_ATTENTION, eager_attention_forward)
 
 
 def _tokenizer(widths: list[int], num_codes: int, dim: int, num_layers: int) -> dict:
@@ -83,25 +88,6 @@ def plain_copy(model: MageForMaskedImageModeling) -> MageForMaskedImageModeling:
         plain = PlainMage(config)
     plain.load_state_dict(model.state_dict())
     return plain.train(model.training)
-
-
-def plain_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step by step, with PyTorch's own dropout."""
-    probabilities = F.dropout((query @ key.transpose(2, 3) * scaling).softmax(dim=-1), dropout, module.training)
-    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
-
-
-PLAIN_ATTENTION = "mage_plain"
-AttentionInterface.register(PLAIN_ATTENTION, plain_attention)
 
 
 class PlainHead(MageHead):
