@@ -1,6 +1,7 @@
 """Progress bars that somebody watches, and lines in a file that somebody reads."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -70,6 +71,22 @@ def library_bars_hidden() -> Iterator[None]:
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+@contextmanager
+def load_report_hidden() -> Iterator[None]:
+    """Without transformers' table of weights that a file lacks, for those who look at the missing ones themselves."""
+    # A filter: where this logger's level is set, transformers warns of weights that tensor parallelism does not split.
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def library_bars_where_watched() -> AbstractContextManager[None]:

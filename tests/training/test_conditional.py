@@ -3,6 +3,8 @@
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from transformers.testing_utils import CaptureLogger
+from transformers.utils.logging import get_logger
 
 from transformers_mage import MageForMaskedImageModeling
 from transformers_mage.data.batches import DataError
@@ -50,6 +52,17 @@ def test_training_continues_from_an_unconditional_model(small_model: MageForMask
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
+def test_new_embeddings_are_no_warning(small_model: MageForMaskedImageModeling, tmp_path):
+    """Whoever asks for classes knows that they are new; to anybody else transformers still says so."""
+    small_model.save_pretrained(tmp_path)
+    with CaptureLogger(get_logger("transformers.modeling_utils")) as captured:
+        load_for_training(str(tmp_path), {"num_classes": 3})
+    assert captured.out == ""
+    with CaptureLogger(get_logger("transformers.modeling_utils")) as captured:
+        MageForMaskedImageModeling.from_pretrained(tmp_path, num_classes=3)
+    assert "class_embeddings" in captured.out
+
+
 @torch.no_grad()
 def test_a_larger_grid_starts_from_interpolated_positions(small_model: MageForMaskedImageModeling, tmp_path):
     """The same as interpolating in each forward pass; all other weights are the trained ones."""
@@ -68,7 +81,7 @@ def test_without_names_there_are_as_many_labels_as_classes(small_model: MageForM
 
 def test_another_model_is_refused(small_model: MageForMaskedImageModeling, tmp_path):
     small_model.save_pretrained(tmp_path)
-    with pytest.raises(FolderError, match="cannot be"):
+    with pytest.raises(FolderError, match=r"\(.*\) as \(.*64.*\) for one. Leave out what it decides itself"):
         load_for_training(str(tmp_path), {"hidden_size": 64})
     with pytest.raises(FolderError, match=r"cannot be trained further: .* lacks \d+ of the weights"):
         load_for_training(str(tmp_path), {"num_hidden_layers": 3})

@@ -18,6 +18,7 @@ from ..hub.model_card import CardFacts, write_card
 from ..hub.publishing import Publisher
 from ..hub_folders import UNREADABLE, model_folder
 from ..modeling_mage import MageForImageClassification, MageModel, MagePreTrainedModel, check_weights
+from ..progress import load_report_hidden
 from .extraction import Feature
 from .probing import ProbeHead
 from .results import Result
@@ -56,7 +57,8 @@ def load_classifier(name_or_path: str, class_names: Sequence[str], **values: Any
 def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: Any) -> tuple[Any, list[str]]:
     """A model with its tokenizer, and the names of its new parameters, which may be a classifier's only."""
     try:
-        model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
+        with load_report_hidden():
+            model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
         check_weights(model)
     except UNREADABLE as error:
         raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error

@@ -14,6 +14,7 @@ from ..data.batches import DataError
 from ..files import FolderError
 from ..hub_folders import UNREADABLE, model_folder
 from ..modeling_mage import MageForMaskedImageModeling, interpolate_position_embeddings
+from ..progress import load_report_hidden
 
 NEW_PARAMETERS = ("mage.embeddings.class_embeddings.", "mage.embeddings.representation_embeddings.")
 
@@ -63,16 +64,20 @@ def load_for_training(name_or_path: str, values: dict[str, Any]) -> MageForMaske
         names = {"id2label": None, "label2id": None} if "num_classes" in values else {}
         config = MageConfig(**saved.to_dict() | names | values)
         image_size, config.image_size = config.image_size, saved.image_size
-        model, loading = MageForMaskedImageModeling.from_pretrained(folder, config=config, output_loading_info=True)
+        with load_report_hidden():
+            model, loading = MageForMaskedImageModeling.from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except OSError as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error}") from error
     except UNREADABLE as error:
         raise FolderError(f"{name_or_path} cannot be trained further: {error.__cause__ or error}") from error
-    missing = {name for name in loading["missing_keys"] if not name.startswith(NEW_PARAMETERS)}
-    if missing or loading["mismatched_keys"]:
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith(NEW_PARAMETERS))
+    other = [f"{name} {tuple(there)} as {tuple(here)}" for name, there, here in sorted(loading["mismatched_keys"])]
+    if missing or other:
         raise FolderError(
-            f"{name_or_path} is another model than `model` says: {sorted(missing) or loading['mismatched_keys']} "
-            "cannot be taken over. Leave out what it decides itself."
+            f"{name_or_path} is another model than `model` says: {len(missing or other)} of its weights cannot be "
+            f"taken over, {(missing or other)[0]} for one. Leave out what it decides itself."
         )
     model.mage.vqvae = None
     change_image_size(model, image_size)
