@@ -6,13 +6,16 @@ Measures how fast MAGE trains, represents and generates, with random weights and
     python scripts/benchmark.py --counted_work docs/counted_work.json
 
 `--compare plain` takes turns with the plain path: attention step by step, float32, nothing compiled, logits of the
-whole vocabulary at all positions, a tokenizer that executes the layers that do nothing.
+whole vocabulary at all positions, a tokenizer that executes the layers that do nothing. Other flags can take turns:
+
+    python scripts/benchmark.py --workloads generate --compare plain encoder_keep_share=0.5,full_steps=2 dtype=bfloat16
 """
 
+import copy
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 # What the profiler says of itself, and of memory that was there before it. Read when torch is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -23,6 +26,7 @@ import torch
 from transformers_mage.benchmarking import (
     NEED_MORE,
     ON_HOST,
+    QUANTIZATIONS,
     SIZES,
     WITHOUT_PLAIN_PATH,
     WORKLOADS,
@@ -45,6 +49,10 @@ from transformers_mage.benchmarking import (
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.files import write_json, write_text
 
+FAST, PLAIN = "fast", "plain"
+# Flags that what takes turns may set otherwise.
+OTHER = ("dtype", "compile", "quantization", "num_inference_steps", "encoder_keep_share", "full_steps")
+
 
 @dataclass
 class BenchmarkArguments:
@@ -61,8 +69,18 @@ class BenchmarkArguments:
         "float32", "What to compute in; tokens are always made in float32.", choices=["float32", "bfloat16"]
     )
     compile: bool = argument(False, "Compile what is measured; the plain path never is.")
-    compare: str | None = argument(
-        None, "Take turns with this path, and print how many times as fast.", choices=["plain"]
+    quantization: str | None = argument(
+        None,
+        "Matrices in eight bits where nothing is trained, by torchao: `int8-weights` stores them so, `int8-products` "
+        "also rounds what they multiply.",
+        choices=list(QUANTIZATIONS),
+    )
+    compare: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Take turns with `plain` or with other flags, as `dtype=bfloat16,compile=true`, and print how "
+            f"many times as fast. Flags that can be others: {', '.join(OTHER)}."
+        },
     )
     num_inference_steps: int = argument(20, "Decoding steps of `generate`.")
     encoder_keep_share: float | None = argument(None, "Least share of the tokens that the encoder of `generate` sees.")
@@ -96,13 +114,19 @@ class BenchmarkArguments:
                 f"`--batch_size` {self.batch_size} must be a multiple of `--dataloader_num_workers` "
                 f"{self.dataloader_num_workers}: each loads an equal part."
             )
+        for name in self.compare or ():
+            words = [word.partition("=") for word in name.split(",")]
+            if name != PLAIN and not all(flag in OTHER and value for flag, _, value in words):
+                raise ValueError(
+                    f"`--compare` takes `{PLAIN}` or FLAG=VALUE,... with the flags {', '.join(OTHER)}, got `{name}`."
+                )
         if len(self.jpeg_size) != 2 or min(self.jpeg_size) < 1:
             raise ValueError(f"`--jpeg_size` takes a height and a width, got {self.jpeg_size}.")
 
 
 @reports_errors
 def main(argv: list[str] | None = None):
-    arguments = parse_arguments(BenchmarkArguments, __doc__, argv)
+    arguments, *others = read_arguments(sys.argv[1:] if argv is None else argv)
     if arguments.counted_work:
         write_json(arguments.counted_work, [asdict(work) for work in count_all()])
         return
@@ -113,12 +137,20 @@ def main(argv: list[str] | None = None):
     product_rate = measure_product_rate(device, getattr(torch, arguments.dtype))
     measurements, profiles = [], []
     for workload in arguments.workloads:
-        measured, table = measure(workload, arguments, device)
+        measured, table = measure(workload, arguments, others, device)
         measurements += measured
         profiles += [f"{workload}:\n\n{table}"] if table else []
     for measured in measurements:
         measured.product_rate = product_rate
     report(arguments, measurements, profiles, describe_machine(device) | {"product_gflops": product_rate / 1e9}, argv)
+
+
+def read_arguments(words: list[str]) -> list[BenchmarkArguments]:
+    """The arguments, and those of each variant that takes turns with them but for the plain path."""
+    arguments = parse_arguments(BenchmarkArguments, __doc__, words)
+    variants = [name for name in arguments.compare or () if name != PLAIN]
+    flags = [[part for flag in name.split(",") for part in f"--{flag}".split("=", 1)] for name in variants]
+    return [arguments, *(parse_arguments(BenchmarkArguments, __doc__, [*words, *changed]) for changed in flags)]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -130,17 +162,13 @@ def find_device(name: str | None) -> torch.device:
 
 
 def measure(
-    workload: str, arguments: BenchmarkArguments, device: torch.device
+    workload: str, arguments: BenchmarkArguments, others: list[BenchmarkArguments], device: torch.device
 ) -> tuple[list[Measurement], str | None]:
-    """Measurements of a workload and, where asked for, of its plain path; and the operations that take its time."""
-    settings = create_settings(workload, arguments, device)
+    """Measurements of a workload and of what takes turns with it; and the operations that take its time."""
+    settings = create_settings(workload, arguments, others, device)
     runs = {variant: WORKLOADS[workload](setting) for variant, setting in settings.items()}
     seconds = interleave(runs, device, arguments.warmup, arguments.repetitions)
-    is_counted, flops = workload not in ON_HOST, None
-    if is_counted:
-        model = meta_model(arguments.size)
-        savings = (arguments.encoder_keep_share, arguments.full_steps)
-        flops = count_flops(workload, model, arguments.num_inference_steps, *savings)
+    is_counted = workload not in ON_HOST
     measurements = [
         Measurement(
             workload,
@@ -148,26 +176,44 @@ def measure(
             arguments.batch_size,
             seconds[variant],
             measure_peak_memory(run, device) if arguments.memory and is_counted else None,
-            flops,
+            count_work(workload, arguments.size, settings[variant]) if is_counted else None,
         )
         for variant, run in runs.items()
     ]
-    return measurements, profile_table(runs["fast"], device) if arguments.profile else None
+    return measurements, profile_table(runs[FAST], device) if arguments.profile else None
 
 
-def create_settings(workload: str, arguments: BenchmarkArguments, device: torch.device) -> dict[str, Setting]:
+def count_work(workload: str, size: str, setting: Setting) -> float:
+    """Operations an image, without what the plain path adds to them."""
+    return count_flops(
+        workload, meta_model(size), setting.num_inference_steps, setting.encoder_keep_share, setting.full_steps
+    )
+
+
+def create_settings(
+    workload: str, arguments: BenchmarkArguments, others: list[BenchmarkArguments], device: torch.device
+) -> dict[str, Setting]:
+    """A model of its own for each, since casting and compiling change it; all have the same weights."""
     model = build_model(arguments.size, device)
-    common = {
-        "batch_size": arguments.batch_size,
-        "num_inference_steps": arguments.num_inference_steps,
-        "encoder_keep_share": arguments.encoder_keep_share,
-        "full_steps": arguments.full_steps,
-        "num_workers": arguments.dataloader_num_workers,
-        "jpeg_size": tuple(arguments.jpeg_size),
+    names = [name for name in arguments.compare or () if name != PLAIN]
+    settings = {
+        name: Setting(
+            model if given is arguments else copy.deepcopy(model),
+            arguments.batch_size,
+            getattr(torch, given.dtype),
+            given.num_inference_steps,
+            given.encoder_keep_share,
+            given.full_steps,
+            is_compiled=given.compile,
+            quantization=given.quantization,
+            num_workers=arguments.dataloader_num_workers,
+            jpeg_size=(arguments.jpeg_size[0], arguments.jpeg_size[1]),
+        )
+        for name, given in zip([FAST, *names], [arguments, *others], strict=True)
     }
-    settings = {"fast": Setting(model, dtype=getattr(torch, arguments.dtype), is_compiled=arguments.compile, **common)}
-    if arguments.compare == "plain" and workload not in WITHOUT_PLAIN_PATH:
-        settings["plain"] = Setting(plain_copy(model), **common)
+    if PLAIN in (arguments.compare or ()) and workload not in WITHOUT_PLAIN_PATH:
+        plain = {"model": plain_copy(model), "dtype": torch.float32, "is_compiled": False, "quantization": None}
+        settings[PLAIN] = replace(settings[FAST], **plain)
     return settings
 
 

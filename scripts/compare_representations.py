@@ -52,13 +52,13 @@ def main(argv: list[str] | None = None):
     if not accelerator.is_main_process:
         return
     encoders = load_extractors(arguments, accelerator)
-    results: dict[str, list[Result]] = {}
-    for name in str(arguments.dataset_name).split(","):
-        results[name] = compare(name, arguments, encoders, accelerator)
-    every = [result for of_one in results.values() for result in of_one]
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    save_results(every, arguments.output_dir)
-    print(table(every))
+    results: list[Result] = []
+    for name in str(arguments.dataset_name).split(","):
+        results += compare(name, arguments, encoders, accelerator)
+        # What is there by now is kept if a later data set cannot be read.
+        save_results(results, arguments.output_dir)
+    print(table(results))
 
 
 def load_extractors(arguments: ComparisonArguments, accelerator: Accelerator) -> dict[str, FeatureExtractor]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import torch
 
@@ -12,8 +13,17 @@ LOAD = Measurement("load-tokens", "fast", 2, [0.5])
 
 def test_ratios_are_of_pairs():
     assert ratios(FAST, PLAIN) == [3.0, 2.5]
-    assert ratio_table([FAST, PLAIN, LOAD]).splitlines()[2:] == ["| train | 2.75 | 3.00, 2.50 | 50% |"]
+    assert ratio_table([FAST, PLAIN, LOAD]).splitlines()[2:] == ["| train | fast | plain | 2.75 | 3.00, 2.50 | 50% |"]
     assert ratio_table([FAST]) == ""
+
+
+def test_without_the_plain_path_ratios_are_of_the_fast_one():
+    other = replace(FAST, variant="full_steps=2", seconds=[0.5, 0.5])
+    assert ratio_table([FAST, other]).splitlines()[2:] == [
+        "| train | full_steps=2 | fast | 3.00 | 2.00, 4.00 | 100% |"
+    ]
+    rows = ratio_table([FAST, other, PLAIN]).splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in rows] == [["fast", "plain"], ["full_steps=2", "plain"]]
 
 
 def test_table():

@@ -36,6 +36,29 @@ def test_every_workload_is_measured_and_compared(run_benchmark, tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_settings_take_turns(run_benchmark, tmp_path):
+    """Each does the work of its own flags, and is compared with the plain path."""
+    others = ["encoder_keep_share=0.5,full_steps=2", "dtype=bfloat16"]
+    words = ["--workloads", "generate", "--num_inference_steps", "6", "--compare", "plain", *others]
+    run_benchmark([*TINY, *words, *ONCE, "--markdown", tmp_path / "tables.md", "--json", tmp_path / "results.json"])
+
+    results = {r["variant"]: r for r in json.loads((tmp_path / "results.json").read_text())["results"]}
+    assert list(results) == ["fast", *others, "plain"]
+    work = {variant: result["flops_per_image"] for variant, result in results.items()}
+    assert work["fast"] == work["plain"] == work["dtype=bfloat16"] > 1.2 * work[others[0]]
+    compared = re.findall(r"^\| generate \| (.+?) \| plain \|", (tmp_path / "tables.md").read_text(), re.MULTILINE)
+    assert compared == ["fast", *others]
+
+
+@pytest.mark.slow
+def test_eight_bits_take_turns(run_benchmark, capsys):
+    pytest.importorskip("torchao")
+    words = ["--workloads", "features", "--compare", "quantization=int8-weights", "quantization=int8-products"]
+    run_benchmark([*TINY, *words, *ONCE])
+    assert "| features | quantization=int8-products | fast |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_tokenizers_training_needs_more_than_the_rest(run_benchmark, capsys):
     pytest.importorskip("efficientnet_lite_pytorch")
     run_benchmark([*TINY, "--workloads", "train-tokenizer", *ONCE])
@@ -67,6 +90,9 @@ def test_loading_by_workers(run_benchmark, tmp_path):
         (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
         (["--dataloader_num_workers", "3"], "`--batch_size` 2 must be a multiple of `--dataloader_num_workers` 3"),
         (["--jpeg_size", "100"], "`--jpeg_size` takes a height and a width"),
+        (["--compare", "plane"], "`--compare` takes `plain` or FLAG=VALUE,... .*, got `plane`"),
+        (["--compare", "batch_size=3"], "with the flags dtype, .*, got `batch_size=3`"),
+        (["--compare", "full_steps=0"], "`--full_steps` must be at least 1, got 0|`full_steps` must"),
         (["--device", "abacus"], "`--device abacus` is not available"),
     ],
 )

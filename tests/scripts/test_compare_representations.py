@@ -27,3 +27,11 @@ def test_a_model_without_a_name_is_refused(colours: Path, mage_folder: Path, cap
     with pytest.raises(SystemExit):
         load_script("compare_representations")(flags)
     assert "NAME=FOLDER; got folder" in capsys.readouterr().err
+
+
+def test_a_set_that_cannot_be_read_costs_nothing_of_those_before(colours: Path, mage_folder: Path, tmp_path: Path):
+    flags = ["--model_name_or_path", mage_folder, "--validation_split", "test", "--output_dir", tmp_path]
+    with pytest.raises(SystemExit):
+        load_script("compare_representations")([*flags, "--dataset_name", f"{colours},{tmp_path / 'nowhere'}"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["dataset"] for row in results} == {str(colours)}

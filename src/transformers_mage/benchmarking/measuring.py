@@ -17,7 +17,7 @@ class Measurement:
     What a workload took in one variant.
 
     Args:
-        workload, variant (`str`): what ran; the variant is `"fast"` or `"plain"`.
+        workload, variant (`str`): what ran; the variant is `"fast"`, `"plain"` or the flags that were others.
         batch_size (`int`): images in a call.
         seconds (`list[float]`): of each call after the warm-up.
         peak_memory (`int`, *optional*): bytes that a call takes at most, beyond what is there before it on the CPU.

@@ -34,6 +34,9 @@ def _tokenizer(widths: list[int], num_codes: int, dim: int, num_layers: int) -> 
     }
 
 
+# How matrices are rounded, and what torchao calls it.
+QUANTIZATIONS = {"int8-weights": "Int8WeightOnlyConfig", "int8-products": "Int8DynamicActivationInt8WeightConfig"}
+
 _PUBLISHED_TOKENIZER = _tokenizer([128, 128, 256, 256, 512], num_codes=1024, dim=256, num_layers=2)
 _SMALL_TOKENIZER = _tokenizer([32, 64, 64], num_codes=64, dim=16, num_layers=1)
 
@@ -78,6 +81,27 @@ def build_model(size: str, device: torch.device | str = "cpu") -> MageForMaskedI
     skip_noop_layers(vqvae)
     model.mage.vqvae = vqvae.to(device)
     return model
+
+
+def quantize(model: MageForMaskedImageModeling, how: str):
+    """
+    Rounds the matrices of encoder and decoder to eight bits by torchao; the tokenizer stays as it is.
+
+    Args:
+        how (`str`): one of `QUANTIZATIONS`.
+
+    Raises:
+        ValueError: without torchao.
+    """
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise ValueError(f"`{how}` needs torchao: pip install 'transformers-mage[deployment]'") from error
+    quantization.quantize_(
+        model,
+        getattr(quantization, QUANTIZATIONS[how])(),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and "vqvae" not in name,
+    )
 
 
 def plain_copy(model: MageForMaskedImageModeling) -> MageForMaskedImageModeling:

@@ -48,9 +48,9 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def ratios(fast: Measurement, plain: Measurement) -> list[float]:
-    """How many times as fast as the plain path, pair by pair."""
-    return [slow / quick for quick, slow in zip(fast.seconds, plain.seconds, strict=True)]
+def ratios(measured: Measurement, base: Measurement) -> list[float]:
+    """How many times as fast as `base`, pair by pair."""
+    return [slow / quick for quick, slow in zip(measured.seconds, base.seconds, strict=True)]
 
 
 def markdown_table(measurements: Sequence[Measurement]) -> str:
@@ -73,29 +73,33 @@ def _cells(measured: Measurement) -> list[str]:
 
 
 def ratio_table(measurements: Sequence[Measurement]) -> str:
-    """The pairs of fast and plain measurements of each workload; empty where there are none."""
+    """
+    How each variant of a workload compares with the plain path or, where that took no part, with the fast one, pair
+    by pair; empty where there is nothing to compare with.
+    """
     by_name = {(measured.workload, measured.variant): measured for measured in measurements}
     lines = []
-    for (workload, variant), fast in by_name.items():
-        plain = by_name.get((workload, "plain"))
-        if variant == "fast" and plain is not None:
-            pairs = ratios(fast, plain)
-            memory = _memory_ratio(fast, plain)
+    for (workload, variant), measured in by_name.items():
+        base = by_name.get((workload, "plain")) or by_name[workload, "fast"]
+        if measured is not base:
+            pairs = ratios(measured, base)
             shown = ", ".join(f"{ratio:.2f}" for ratio in pairs)
-            lines.append(f"| {workload} | {statistics.median(pairs):.2f} | {shown} | {memory} |")
+            memory = _memory_ratio(measured, base)
+            median = f"{statistics.median(pairs):.2f}"
+            lines.append(f"| {workload} | {variant} | {base.variant} | {median} | {shown} | {memory} |")
     if not lines:
         return ""
     head = [
-        "| workload | times as fast | pair by pair | peak memory, of the plain path's |",
-        "| --- | ---: | --- | ---: |",
+        "| workload | variant | beside | times as fast | pair by pair | peak memory, of what is beside |",
+        "| --- | --- | --- | ---: | --- | ---: |",
     ]
     return "\n".join(head + lines)
 
 
-def _memory_ratio(fast: Measurement, plain: Measurement) -> str:
-    if not fast.peak_memory or not plain.peak_memory:
+def _memory_ratio(measured: Measurement, base: Measurement) -> str:
+    if not measured.peak_memory or not base.peak_memory:
         return "-"
-    return f"{fast.peak_memory / plain.peak_memory:.0%}"
+    return f"{measured.peak_memory / base.peak_memory:.0%}"
 
 
 def as_json(measurements: Sequence[Measurement], machine: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..modeling_mage import MageForMaskedImageModeling
 from ..pipeline_mage import MagePipeline
 from ..representation_diffusion import RepresentationDiffusionModel, draw_representations
 from ..scheduling_mage import MageScheduler
-from .models import PlainMage
+from .models import PlainMage, quantize
 
 # What loads data needs the extra `training`, and is imported where it is used: the model's own work does without.
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Setting:
         encoder_keep_share, full_steps: of `generate`; see [`MagePipeline`].
         num_drawing_steps (`int`): of `draw`.
         is_compiled (`bool`): whether the pipeline compiles its steps.
+        quantization (`str`, *optional*): one of `QUANTIZATIONS`, for what trains nothing.
         num_workers (`int`): processes that load; 0 loads in this one.
         jpeg_size (`tuple[int, int]`): height and width of what is loaded.
     """
@@ -59,6 +60,7 @@ class Setting:
     full_steps: int | Sequence[int] = 1
     num_drawing_steps: int = DRAWING_STEPS
     is_compiled: bool = False
+    quantization: str | None = None
     num_workers: int = 0
     jpeg_size: tuple[int, int] = (375, 500)
 
@@ -216,6 +218,8 @@ def _for_inference(setting: Setting) -> MageForMaskedImageModeling:
     """The model in its precision, but for its tokenizer, as it would be loaded."""
     model = setting.model.eval().to(setting.dtype)
     model.mage.vqvae.float()
+    if setting.quantization:
+        quantize(model, setting.quantization)
     return model
 
 
