@@ -11,7 +11,7 @@ import torch
 from datasets import load_from_disk
 from PIL import Image
 
-from examples.fashion import bundle, compare_conditions, evaluate, make_dataset, sweep, train_judge
+from examples.fashion import bundle, compare_conditions, compare_precisions, evaluate, make_dataset, sweep, train_judge
 from examples.fashion.cards import write_card
 from examples.fashion.images import load_split
 from examples.fashion.judge import JUNK, FashionJudge, Verdicts, as_grey, judge_images
@@ -173,6 +173,20 @@ def test_ways_of_sampling_are_tried_once(data, tmp_path, small_config, monkeypat
     assert (tmp_path / "sweep" / "frontier.png").exists()
     monkeypatch.setattr(sweep, "generate", None)
     sweep.main([str(flag) for flag in flags])
+
+
+@pytest.mark.filterwarnings("ignore:.*too few for features")
+def test_lower_precision_is_compared_with_itself_first(data, tmp_path, small_config, capsys):
+    config = MageConfig(**{**small_config.to_dict(), "image_size": 28})
+    model = MageForMaskedImageModeling(config).eval()
+    MagePipeline(model, MageScheduler(config.mask_token_id, num_inference_steps=2)).save_pretrained(tmp_path / "model")
+    flags = ["--dataset_name", data, "--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "scores"]
+    compare_precisions.main([*map(str, flags), "--num_images", "20", "--precisions", "float32", "bfloat16"])
+
+    rows = json.loads((tmp_path / "scores" / "precisions.json").read_text())
+    assert rows["float32"]["other_tokens"] == 0
+    assert rows["bfloat16"]["other_tokens"] < 0.1
+    assert "| float32 | 0.0 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*are too few for features")
