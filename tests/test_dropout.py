@@ -48,6 +48,23 @@ def test_without_training_or_probability_nothing_happens(p: float, training: boo
     assert torch.equal(apply_dropout(states, p, training), states)
 
 
+def test_compiled_code_draws_the_same():
+    """Of the same seed, forward and backward, and anew for each of two dropouts of the same shape."""
+
+    def drop_twice(states: torch.Tensor) -> torch.Tensor:
+        return torch.stack([apply_dropout(states, 0.5), apply_dropout(states, 0.5)])
+
+    results = []
+    for function in (drop_twice, torch.compile(drop_twice, backend="aot_eager", fullgraph=True)):
+        states = torch.ones(1000, requires_grad=True)
+        torch.manual_seed(3)
+        dropped = function(states)
+        dropped.sum().backward()
+        results.append((dropped, states.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert not torch.equal(*results[1][0])
+
+
 def test_all_can_be_dropped():
     assert not apply_dropout(torch.ones(10), 1.0).any()
 

@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_image
 from tqdm.auto import tqdm
 
 from examples import ROOT, run_script
+from examples.device import precision
 from examples.digits import tasks as digits
 from examples.digits.make import CARD as UNCONDITIONAL
 from examples.digits.make import DATASET
@@ -71,10 +72,10 @@ def main():
     draw_photograph(pipe, pictures)
     guidance = measure_guidance(pipe, judge, arguments.num_samples)
     steps = measure_steps(pipe, judge, arguments.num_samples // 2)
+    print(json.dumps({"guidance": guidance, "steps": steps}, indent=2))
     draw_guidance(guidance, pictures / "guidance.png")
     draw_steps_plot(steps, pictures / "steps.png")
     write_card(guidance, steps, arguments.model_dir)
-    print(json.dumps({"guidance": guidance, "steps": steps}, indent=2))
 
 
 def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
@@ -83,7 +84,7 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     dataset.save_to_disk(output_dir / "dataset")
     flags = ["--dataset_name", str(output_dir / "dataset"), "--output_dir", str(output_dir / "mage")]
     flags += ["--pretrained_model_name_or_path", str(UNCONDITIONAL)]
-    run_script("train_mage", "--config", ROOT / "configs" / "mage_digits_conditional.yaml", *flags)
+    run_script("train_mage", "--config", ROOT / "configs" / "mage_digits_conditional.yaml", *flags, *precision())
     pipe = MagePipeline.from_pretrained(output_dir / "mage")
     pipe.scheduler = MageScheduler.from_pretrained(UNCONDITIONAL, subfolder="scheduler")
     pipe.save_pretrained(model_dir)
@@ -214,7 +215,7 @@ def write_card(guidance: dict, steps: dict, model_dir: Path):
     replace_block(model_dir / "README.md", "guidance", markdown_table(["guidance scale", *header], rows))
     scale = GUIDANCE_OF_THE_CARD
     scores = {
-        "accuracy": (f"share that is of the class asked for, guidance scale {scale}", guidance[scale]["accuracy"])
+        "accuracy": (f"share that is of the class asked for, guidance scale {scale}", guidance[str(scale)]["accuracy"])
     }
     set_results(model_dir / "README.md", "text-to-image", DATASET, scores)
     rows = [[order, count, *table_row(result)] for order in steps for count, result in steps[order].items()]

@@ -1,5 +1,8 @@
 """Dropout that is cheap on a processor, where drawing its random numbers takes longer than using them."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 # Random integers hold this many draws of 16 bits each.
 _DRAWS_PER_INTEGER = 4
 _CHANCES = 1 << 16
+_SEEDS = 2**63 - 1
 
 
 def apply_dropout(states: torch.Tensor, p: float, training: bool = True) -> torch.Tensor:
@@ -20,14 +24,26 @@ def apply_dropout(states: torch.Tensor, p: float, training: bool = True) -> torc
         p (`float`): probability of an element to become 0.
         training (`bool`): without it, nothing happens.
     """
-    kept = round((1 - p) * _CHANCES)
-    is_processor = states.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not (training and is_processor and 0 < kept < _CHANCES):
+    if not training or states.device.type != "cpu" or not 0 < round((1 - p) * _CHANCES) < _CHANCES:
         return F.dropout(states, p, training)
-    count = states.numel()
-    integers = torch.empty(-(-count // _DRAWS_PER_INTEGER), dtype=torch.int64).random_(-(2**63), None)
-    draws = integers.view(torch.int16)[:count].view(states.shape)
-    return states * (draws < kept - _CHANCES // 2).to(states.dtype).mul_(_CHANCES / kept)
+    return states * _draw_factors(torch.randint(_SEEDS, ()), states.shape, p, states.dtype)
+
+
+# A function of its seed, so that compilers may neither share nor repeat a draw; and one operation to them, whose own
+# code would draw the numbers one after the other again.
+@torch.library.custom_op("transformers_mage::draw_factors", mutates_args=())
+def _draw_factors(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
+    """0 for what is dropped, and what is kept is scaled by."""
+    count, kept = math.prod(shape), round((1 - p) * _CHANCES)
+    integers = torch.empty(-(-count // _DRAWS_PER_INTEGER), dtype=torch.int64, device=seed.device)
+    integers.random_(-(2**63), None, generator=torch.Generator().manual_seed(int(seed)))
+    draws = integers.view(torch.int16)[:count].view(shape)
+    return (draws < kept - _CHANCES // 2).to(dtype).mul_(_CHANCES / kept)
+
+
+@_draw_factors.register_fake
+def _(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
+    return seed.new_empty(shape, dtype=dtype)
 
 
 class MageDropout(nn.Dropout):
