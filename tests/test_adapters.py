@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from diffusers import PipelineQuantizationConfig
 from torch import nn
+from transformers import TorchAoConfig
 
-from transformers_mage import MageForMaskedImageModeling
+from transformers_mage import MageForMaskedImageModeling, MagePipeline, MageScheduler
 
 TOKENS = torch.arange(2 * 64).view(2, 64) % 16
 MASK = TOKENS % 3 == 0
@@ -53,6 +55,26 @@ def test_weights_of_eight_bits(small_model: MageForMaskedImageModeling, pixel_va
     assert _size(small_model) < 0.5 * size
     assert (logits - expected).norm() / expected.norm() < 0.05
     assert torch.equal(small_model.get_image_tokens(pixel_values), tokens)
+
+
+@torch.no_grad()
+def test_a_model_and_a_pipeline_are_loaded_in_eight_bits(small_model: MageForMaskedImageModeling, tmp_path):
+    """As any other of transformers and of diffusers, and the model is saved so."""
+    quantization = pytest.importorskip("torchao.quantization")
+    MagePipeline(small_model, MageScheduler(small_model.config.mask_token_id)).save_pretrained(tmp_path / "whole")
+    eight_bits = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+    model = MageForMaskedImageModeling.from_pretrained(tmp_path / "whole", quantization_config=eight_bits)
+    expected = small_model(input_ids=TOKENS).logits
+    assert (model(input_ids=TOKENS).logits - expected).norm() / expected.norm() < 0.05
+    model.save_pretrained(tmp_path / "small")
+    again = MageForMaskedImageModeling.from_pretrained(tmp_path / "small")
+    assert torch.equal(again(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+
+    config = PipelineQuantizationConfig(quant_mapping={"model": eight_bits})
+    pipe = MagePipeline.from_pretrained(tmp_path / "whole", quantization_config=config)
+    assert torch.equal(pipe.model(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+    assert len(pipe(2, num_inference_steps=2).images) == 2
 
 
 def _size(model: nn.Module) -> int:
