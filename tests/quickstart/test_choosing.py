@@ -105,7 +105,7 @@ def test_photographs_are_as_large_as_the_machine_allows():
 def test_few_images_are_not_learned_by_heart():
     plan = plan_for(PHOTOGRAPHS, 10.0, FAST, FAST_RATES)
 
-    assert plan.updates["mage"] <= 1000
+    assert plan.updates["mage"] <= 400 * 200 / plan.sizes.model_batch
     assert plan.sizes.model.width <= 128
 
 
@@ -150,6 +150,8 @@ def test_each_code_has_tokens_to_be_learned_from():
 
     assert num_codes(CLOTHES, 28, 4) == 64
     assert num_codes(few, 28, 4) == 32
+    assert num_codes(dataclasses.replace(few, num_images=4000), 28, 4) == 32
+    assert num_codes(dataclasses.replace(few, num_images=4000, is_grey=False), 28, 4) == 128
     assert num_codes(dataclasses.replace(few, num_images=20), 28, 4) == 16
 
 
