@@ -39,7 +39,26 @@ def test_training_ends_where_reconstructions_are_good_enough(
     first = next(step for step, psnr in reached.items() if psnr >= reached[6])
 
     train_vqgan([*flags, "--stop_at_psnr", str(reached[6]), "--output_dir", tmp_path / "enough"])
-    lines = [json.loads(line) for line in (tmp_path / "enough" / "metrics.jsonl").read_text().splitlines()]
     assert first < 20
-    assert lines[-1]["step"] == first
+    assert last_step(tmp_path / "enough") == first
     assert VQModel.from_pretrained(tmp_path / "enough")
+
+
+def test_what_ended_early_stays_ended(train_vqgan: Callable[[list[str]], None], image_folder: Path, tmp_path: Path):
+    """A run that is killed between its last checkpoint and its model, and given again; and with another bar."""
+    flags = [*VQ_FLAGS, "--dataset_name", image_folder, "--max_train_steps", "8", "--checkpointing_steps", "2"]
+    flags += ["--validation_split", "train", "--validation_steps", "2", "--output_dir", tmp_path / "run"]
+    train_vqgan([*flags, "--stop_at_psnr", "1"])
+    once = (tmp_path / "run" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "run" / "diffusion_pytorch_model.safetensors").unlink()
+
+    resumed = [*flags, "--resume_from_checkpoint", "latest", "--stop_at_psnr"]
+    train_vqgan([*resumed, "1"])
+    assert (tmp_path / "run" / "diffusion_pytorch_model.safetensors").read_bytes() == once
+    assert last_step(tmp_path / "run") == 2
+    train_vqgan([*resumed, "1000"])
+    assert last_step(tmp_path / "run") == 8
+
+
+def last_step(folder: Path) -> int:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]

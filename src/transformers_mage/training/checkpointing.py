@@ -40,11 +40,13 @@ class Progress:
         step (`int`): updates made.
         samples_seen (`int`): images drawn from the data, over all processes.
         num_skipped (`int`): images among them that could not be read.
+        has_ended (`bool`): whether a look at the model said that it is good enough.
     """
 
     step: int = 0
     samples_seen: int = 0
     num_skipped: int = 0
+    has_ended: bool = False
 
     def state_dict(self) -> dict[str, int]:
         return dataclasses.asdict(self)

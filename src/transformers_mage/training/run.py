@@ -127,6 +127,7 @@ class TrainingRun(Generic[Model]):
 
     def end_early(self):
         """Makes the update that was made last the run's last one. All processes call it, from a [`call_every`]."""
+        self.progress.has_ended = True
         self.total_steps = self.progress.step
 
     def publish_checkpoints(self, publisher: Publisher, write: Callable[..., None]):
@@ -200,6 +201,10 @@ class TrainingRun(Generic[Model]):
             self.ema.decay = self.arguments.ema_decay
         if states:
             self.source.load_state_dicts(states)
+        # What was good enough may not be by other settings.
+        self.progress.has_ended &= not changed
+        if self.progress.has_ended:
+            self.total_steps = self.progress.step
         logger.info(f"Resuming {checkpoint} after {self.progress.step} updates, {self.progress.samples_seen} images.")
 
     def _find_checkpoint(self, name: str) -> Path | None:
