@@ -58,8 +58,30 @@ def test_training_ends_where_the_held_out_loss_has_long_been_lower(
     train_mage([*flags, *patience, "--max_train_steps", "100", "--output_dir", tmp_path])
 
     # Three looks after the one at the eighth update.
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 14
+    assert last_step(tmp_path) == 14
     assert MagePipeline.from_pretrained(tmp_path)
+
+
+def test_what_ended_early_stays_ended(train_mage: Script, flags: list[str], tmp_path: Path, monkeypatch):
+    """A run that is killed between its last checkpoint and its model, and given again; and by other settings."""
+    held_out = iter([1.0, 2.0, 0.9, 0.8])
+    monkeypatch.setitem(train_mage.module, "evaluate", lambda *_: {"validation_loss": next(held_out)})
+    flags = [*flags, "--validation_split", "test", "--validation_steps", "2", "--checkpointing_steps", "2"]
+    flags += ["--max_train_steps", "8", "--output_dir", tmp_path, "--early_stopping_patience"]
+    train_mage([*flags, "1"])
+    model = tmp_path / "model.safetensors"
+    once = model.read_bytes()
+    model.unlink()
+
+    train_mage([*flags, "1", "--resume_from_checkpoint", "latest"])
+    assert model.read_bytes() == once
+    assert last_step(tmp_path) == 4
+    train_mage([*flags, "3", "--resume_from_checkpoint", "latest"])
+    assert last_step(tmp_path) == 8
+
+
+def last_step(folder: Path) -> int:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ FEW_PASSES = 30
 # encoded and written.
 PREPARING_SHARE, PREPARING_COST = 0.2, 1.5
 FEWEST_OF_A_CLASS = 10
-FEW_IMAGES, MANY_IMAGES = 5_000, 10_000
+MANY_IMAGES = 10_000
 # Ways of sampling that are tried, and what making their samples costs, in those of all steps: two take fewer.
 SWEPT_WAYS, SWEPT_COST = 6, 5.2
 # Of an image that scores are of: features of it, its reconstruction, a training image, a test image and a sample of a
@@ -236,8 +236,7 @@ def batch_sizes(survey: ImageSurvey, machine: Machine) -> tuple[int, int]:
 
 def num_codes(survey: ImageSurvey, image_size: int, patch_size: int) -> int:
     """A power of two, so that a thousand tokens or more are of each code."""
-    of_grey = 32 if survey.num_images < FEW_IMAGES else 64
-    most = of_grey if survey.is_grey else 256
+    most = 64 if survey.is_grey else 256
     most *= {2: 1, 4: 1, 8: 2, 16: 4}[patch_size]
     tokens = survey.num_images * (image_size // patch_size) ** 2
     return min(most, max(2 ** (int(tokens // 1000).bit_length() - 1) if tokens >= 1000 else 0, 16))
@@ -251,7 +250,7 @@ def tokenizer_widths(survey: ImageSurvey, patch_size: int) -> list[int]:
 
 def num_model_sizes(survey: ImageSurvey) -> int:
     """How many of the models, the smallest first, so many images can teach."""
-    steps = (FEW_IMAGES, 20_000, 100_000)
+    steps = (5_000, 20_000, 100_000)
     return 2 + sum(survey.num_images >= step for step in steps) + (survey.num_images >= 300_000)
 
 
