@@ -76,10 +76,13 @@ def test_the_sweep_follows_temperatures_to_where_they_get_no_better(monkeypatch,
             return abs(float(features) - best)
 
     monkeypatch.setattr(judging, "generate", lambda pipe, count, temperature, **_: torch.tensor(temperature))
-    rows = judging.sweep(None, Distances(), torch.empty(0), num_images=1)
+    rows = judging.sweep(None, Distances(), torch.empty(0), num_images=256)
 
     assert [row["temperature"] for row in rows if row["num_inference_steps"] == 20] == tried
     chosen = best_of(rows)["temperature"]
     assert [row for row in rows if row["num_inference_steps"] < 20] == [
         {"temperature": chosen, "num_inference_steps": steps, "distance": abs(chosen - best)} for steps in (8, 12)
     ]
+    # Of few samples chance would choose.
+    of_few = judging.sweep(None, Distances(), torch.empty(0), num_images=255)
+    assert of_few == [row for row in rows if row["num_inference_steps"] == 20]

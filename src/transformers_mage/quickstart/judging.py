@@ -29,6 +29,8 @@ TEMPERATURES = (1.0, 2.0, 4.0, 6.0, 10.0)
 # Where the search begins, and how many of them it tries.
 FIRST_TEMPERATURES, MOST_TEMPERATURES = (4.0, 6.0), 4
 FEWER_STEPS = (8, 12)
+# Samples of a way, so that it is not chance that takes fewer steps for better ones.
+FEWEST_FOR_STEPS = 256
 STEPS = 20
 # Large enough for the network of photographs to know what it sees.
 PHOTOGRAPH_SIDE = 64
@@ -108,7 +110,7 @@ def generate(
 def sweep(pipe: MagePipeline, jury: Jury, references: Tensor, num_images: int) -> list[dict[str, float]]:
     """
     Distances of ways of sampling: temperatures first, from two in the middle on as long as they get better, and of the
-    best one fewer steps.
+    best one fewer steps, where there are samples enough.
 
     Args:
         references (`torch.Tensor` of shape `(N, D)`): features of real images that nothing was trained on.
@@ -129,7 +131,7 @@ def sweep(pipe: MagePipeline, jury: Jury, references: Tensor, num_images: int) -
     while len(rows) < MOST_TEMPERATURES and (beside := untried_beside(best_of(rows)["temperature"], rows)):
         score(beside[0], STEPS)
     best = best_of(rows)["temperature"]
-    for steps in FEWER_STEPS:
+    for steps in FEWER_STEPS if num_images >= FEWEST_FOR_STEPS else ():
         score(best, steps)
     return rows
 
