@@ -9,6 +9,7 @@ Eight-bit matrices need torchao, which the extra `deployment` brings.
 import argparse
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -38,18 +39,20 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num_images", type=int, default=5000, help="samples of each, and images with hidden tokens")
     parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
     arguments = parser.parse_args(argv)
+    if set(arguments.precisions) & QUANTIZATIONS.keys() and find_spec("torchao") is None:
+        parser.error("eight bits need torchao: pip install 'transformers-mage[deployment]', or leave them out")
 
     judge = FashionJudge.load()
     validation = load_split(arguments.dataset_name, "validation")[0]
     references = judge_images(judge, validation).features
     distance = NetworkDistance(arguments.image_network, validation) if arguments.image_network else lambda images: {}
     tokens, is_hidden = hide_tokens(load_pipeline(arguments.model_name_or_path), validation[: arguments.num_images])
-    expected = draw_tokens(load(arguments.model_name_or_path, "float32"), tokens, is_hidden)
+    expected = draw_tokens(load(arguments.model_name_or_path, "float32"), tokens)
     rows: dict[str, dict] = {}
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for precision in arguments.precisions:
         pipe = load(arguments.model_name_or_path, precision)
-        others = (draw_tokens(pipe, tokens, is_hidden) != expected)[is_hidden].float().mean()
+        others = (draw_tokens(pipe, tokens) != expected)[is_hidden].float().mean()
         start = time.perf_counter()
         images = generate(pipe, arguments.num_images)
         seconds = (time.perf_counter() - start) / arguments.num_images
@@ -76,7 +79,7 @@ def hide_tokens(pipe: MagePipeline, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def draw_tokens(pipe: MagePipeline, tokens: Tensor, is_hidden: Tensor) -> Tensor:
+def draw_tokens(pipe: MagePipeline, tokens: Tensor) -> Tensor:
     """A token drawn at every position, `(N, L)`, by the same random numbers in every precision."""
     generator, drawn = torch.Generator().manual_seed(0), []
     for batch in tokens.split(250):

@@ -1,7 +1,12 @@
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from examples.digits import make_conditional
 from examples.digits import tasks as digits
+from transformers_mage import MageScheduler
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +50,18 @@ def test_probe_of_raw_pixels(dataset):
 
     assert digits.probe_accuracy(pixels, labels, shots_per_class=None) > 0.95
     assert digits.probe_accuracy(pixels, labels, shots_per_class=10) > 0.8
+
+
+def test_the_conditional_card_takes_the_figures_as_they_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_conditional, "sample", lambda pipe, count, **_: ([], []))
+    measured = {"accuracy": 0.875, "precision": 0.5, "recall": 0.25, "distance": 0.125}
+    pipe = SimpleNamespace(scheduler=MageScheduler(1))
+    guidance = make_conditional.measure_guidance(pipe, lambda *_: measured, 10)
+    steps = make_conditional.measure_steps(pipe, lambda *_: measured, 10)
+    shutil.copy(make_conditional.CARD / "README.md", tmp_path)
+    make_conditional.write_card(guidance, steps, tmp_path)
+
+    card = (tmp_path / "README.md").read_text()
+    assert "| 1.0 | 87.5 | 50.0 | 25.0 | 0.125 |" in card
+    assert "| halton | 8 | 87.5 | 50.0 | 25.0 | 0.125 |" in card
+    assert "value: 0.875" in card

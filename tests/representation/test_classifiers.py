@@ -48,12 +48,13 @@ def test_a_classifier_of_the_same_classes_keeps_its_head_and_of_others_does_not(
     assert load_classifier(str(tmp_path), ["x", "y", "z"]).classifier.weight.shape == (3, 32)
 
 
-def test_a_checkpoint_of_another_size_is_refused(folder):
+@pytest.mark.parametrize("load", [load_encoder, lambda folder: load_classifier(folder, ["cat", "dog"])])
+def test_a_checkpoint_of_another_size_is_refused(folder, load):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
 
     with pytest.raises(FolderError, match=r"another size than the configuration says: .* \(\d+ such\)"):
-        load_classifier(str(folder), ["cat", "dog"])
+        load(str(folder))
 
 
 def test_weights_that_are_not_there_are_refused(folder):

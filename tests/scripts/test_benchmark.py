@@ -92,7 +92,7 @@ def test_loading_by_workers(run_benchmark, tmp_path):
         (["--jpeg_size", "100"], "`--jpeg_size` takes a height and a width"),
         (["--compare", "plane"], "`--compare` takes `plain` or FLAG=VALUE,... .*, got `plane`"),
         (["--compare", "batch_size=3"], "with the flags dtype, .*, got `batch_size=3`"),
-        (["--compare", "full_steps=0"], "`--full_steps` must be at least 1, got 0|`full_steps` must"),
+        (["--compare", "full_steps=0"], "`--full_steps` must be at least 1, got 0"),
         (["--device", "abacus"], "`--device abacus` is not available"),
     ],
 )

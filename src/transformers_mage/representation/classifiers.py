@@ -47,8 +47,7 @@ def load_classifier(name_or_path: str, class_names: Sequence[str], **values: Any
     Raises:
         FolderError: where there is no model, not all of its encoder, or one of another size.
     """
-    options = {"ignore_mismatched_sizes": True, **_labels(class_names), **values}
-    model, new = _load(MageForImageClassification, name_or_path, **options)
+    model, new = _load(MageForImageClassification, name_or_path, **_labels(class_names), **values)
     if "classifier.weight" in new:
         torch.nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
     return model
@@ -58,7 +57,9 @@ def _load(model_class: type[MagePreTrainedModel], name_or_path: str, **options: 
     """A model with its tokenizer, and the names of its new parameters, which may be a classifier's only."""
     try:
         with load_report_hidden():
-            model, info = model_class.from_pretrained(model_folder(name_or_path), output_loading_info=True, **options)
+            model, info = model_class.from_pretrained(
+                model_folder(name_or_path), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
         check_weights(model)
     except UNREADABLE as error:
         raise FolderError(f"No model can be loaded from {name_or_path}: {error}") from error
