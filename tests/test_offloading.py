@@ -7,11 +7,11 @@ import accelerate
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from PIL import Image
 from torch import nn
 
+from tests.side_by_side import run_side_by_side
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MageModel, MagePipeline, MageScheduler
 
 TOKENS = torch.arange(2 * 64).view(2, 64) % 16
@@ -198,7 +198,7 @@ def test_sharded_training(small_config, tmp_path, world_size):
     model = MageForMaskedImageModeling(MageConfig(**config)).train()
     _train_three_steps(model)
 
-    torch.multiprocessing.spawn(_train_sharded, args=(world_size, str(tmp_path), config), nprocs=world_size)
+    run_side_by_side(_train_sharded, world_size, str(tmp_path), config, processes=world_size)
 
     sharded = torch.load(tmp_path / "sharded.pt", weights_only=True)
     assert sharded.keys() == model.state_dict().keys()

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.side_by_side import run_side_by_side
 from transformers_mage.metrics import (
     Accuracy,
     FrechetInceptionDistance,
@@ -109,7 +110,7 @@ def results(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_process, (port, folder), nprocs=2)
+    run_side_by_side(run_process, port, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
