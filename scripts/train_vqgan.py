@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers import VQModel
 
 from transformers_mage.command_line import argument, check_numbers, group, parse_arguments, reports_errors
@@ -100,6 +100,9 @@ class VQGANArguments(VQGANRunArguments):
     validation_split: str | None = argument(None, "Held-out split, for scores and pictures of reconstructions.")
     validation_steps: int = argument(1000, "Updates between looks at the held-out split.")
     max_validation_samples: int = argument(2048, "Held-out images to look at.")
+    stop_at_psnr: float | None = argument(
+        None, "End training when held-out images are reconstructed as well as this, in dB."
+    )
     feature_network: str | None = argument(
         None, 'The network whose features give rFID: "inception", "efficientnet-lite0" or a model; none by default.'
     )
@@ -119,7 +122,9 @@ class VQGANArguments(VQGANRunArguments):
             )
         check_numbers(self, "image_size discriminator_channels discriminator_levels", at_least=1)
         check_numbers(self, "max_validation_samples perceptual_image_size perceptual_stages", at_least=1)
-        check_numbers(self, "discriminator_learning_rate", more_than=0)
+        check_numbers(self, "discriminator_learning_rate stop_at_psnr", more_than=0)
+        if self.stop_at_psnr and not (self.validation_split and self.validation_steps):
+            raise ValueError("`--stop_at_psnr` looks at a held-out split: say `--validation_split NAME`.")
         check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
         check_numbers(self, "codebook_weight commitment_weight revive_codes_every reconstruction_weight", at_least=0)
         check_numbers(self, "adversarial_weight perceptual_weight entropy_weight lecam_weight", at_least=0)
@@ -224,7 +229,7 @@ def held_out_images(arguments: VQGANArguments, accelerator: Accelerator, vqgan: 
 
 
 def validate(run: VQGANRun, held_out: HeldOutImages):
-    """Logs scores and a picture of what would be written now."""
+    """Logs scores and a picture of what would be written now, and ends the run where that is good enough."""
     with run.evaluation_weights() as vqgan:
         tokenizer = vqgan.export().eval()
     scores = held_out.scores(tokenizer)
@@ -232,6 +237,11 @@ def validate(run: VQGANRun, held_out: HeldOutImages):
         picture = held_out.picture(tokenizer)
         save_picture(picture, "reconstructions", run.progress.step, run.arguments.output_dir, run.accelerator)
     run.log(scores)
+    if run.arguments.stop_at_psnr:
+        # The main process has the scores.
+        [is_enough] = broadcast_object_list([scores.get("validation_psnr", 0.0) >= run.arguments.stop_at_psnr])
+        if is_enough:
+            run.end_early()
 
 
 def save_tokenizer(run: VQGANRun, accelerator: Accelerator):

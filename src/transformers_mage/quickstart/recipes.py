@@ -31,6 +31,8 @@ DECODER_LOSSES: dict[str, float] = {
     "discriminator_levels": 2,
     "lecam_weight": 0.001,
 }
+# In dB: what is finer than this nobody sees, and it would make tokens harder to predict.
+GOOD_PSNR = 30.0
 # Updates between log lines, checkpoints and looks at held-out images, as parts of all updates.
 LOOKS = 10
 HELD_OUT_LOOKED_AT = 512
@@ -114,7 +116,7 @@ class _Recipes:
     def tokenizer(self) -> dict[str, Any]:
         # Twice the channels take half the rate.
         rate = 2e-3 * 16 / self.sizes.tokenizer.width
-        values = {"vq_config": self.sizes.tokenizer.values(), "revive_codes_every": 25}
+        values = {"vq_config": self.sizes.tokenizer.values(), "revive_codes_every": 25, "stop_at_psnr": GOOD_PSNR}
         return {**self._autoencoder("tokenizer", rate), **values}
 
     def codes(self) -> dict[str, Any]:
