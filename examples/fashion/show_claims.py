@@ -10,6 +10,7 @@ and represent.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -200,7 +201,10 @@ class Claims:
 
             with bfloat16(False):
                 tokens = {split: in_batches(tokenize, images) for split, (images, _) in self.images.items()}
-            save_file(tokens, file)
+            # Under a name of its own first: commands that share the work may come here at the same time.
+            own = file.with_suffix(f".{os.getpid()}")
+            save_file(tokens, own)
+            own.replace(file)
         return load_file(file)
 
 
