@@ -124,7 +124,10 @@ class VQGANArguments(VQGANRunArguments):
         check_numbers(self, "max_validation_samples perceptual_image_size perceptual_stages", at_least=1)
         check_numbers(self, "discriminator_learning_rate stop_at_psnr", more_than=0)
         if self.stop_at_psnr and not (self.validation_split and self.validation_steps):
-            raise ValueError("`--stop_at_psnr` looks at a held-out split: say `--validation_split NAME`.")
+            raise ValueError(
+                "`--stop_at_psnr` looks at held-out images: say `--validation_split NAME`, and `--validation_steps` "
+                f"above 0, where {self.validation_steps} came."
+            )
         check_numbers(self, "l1_share dead_code_share", at_least=0, at_most=1)
         check_numbers(self, "codebook_weight commitment_weight revive_codes_every reconstruction_weight", at_least=0)
         check_numbers(self, "adversarial_weight perceptual_weight entropy_weight lecam_weight", at_least=0)

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import VQModel
 
@@ -42,6 +43,16 @@ def test_training_ends_where_reconstructions_are_good_enough(
     assert first < 20
     assert last_step(tmp_path / "enough") == first
     assert VQModel.from_pretrained(tmp_path / "enough")
+
+
+@pytest.mark.parametrize("flags", [[], ["--validation_split", "train", "--validation_steps", "0"]])
+def test_what_is_good_enough_is_seen_on_held_out_images(
+    train_vqgan: Callable[[list[str]], None], image_folder: Path, tmp_path: Path, flags: list[str], capsys
+):
+    words = [*VQ_FLAGS, "--dataset_name", image_folder, "--output_dir", tmp_path, "--stop_at_psnr", "30"]
+    with pytest.raises(SystemExit):
+        train_vqgan([*words, *flags])
+    assert "say `--validation_split NAME`, and `--validation_steps` above 0" in capsys.readouterr().err
 
 
 def test_what_ended_early_stays_ended(train_vqgan: Callable[[list[str]], None], image_folder: Path, tmp_path: Path):

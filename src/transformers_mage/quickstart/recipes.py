@@ -31,7 +31,7 @@ DECODER_LOSSES: dict[str, float] = {
     "discriminator_levels": 2,
     "lecam_weight": 0.001,
 }
-# In dB: what is finer than this nobody sees, and it would make tokens harder to predict.
+# In dB. A tokenizer that ends here leaves the model more time, whose features tell more: docs/own_images.md.
 GOOD_PSNR = 30.0
 # Updates between log lines, checkpoints and looks at held-out images, as parts of all updates.
 LOOKS = 10
