@@ -1,10 +1,12 @@
 """Dropout whose draws share random numbers is dropout all the same."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
 
-from transformers_mage import MageConfig, MageForMaskedImageModeling, sample_masks
+from transformers_mage import MageConfig, MageForMaskedImageModeling, dropout, sample_masks
 from transformers_mage.dropout import MageDropout, apply_dropout
 
 
@@ -63,6 +65,21 @@ def test_compiled_code_draws_the_same():
         results.append((dropped, states.grad))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
     assert not torch.equal(*results[1][0])
+
+
+def test_a_copy_of_the_code_leaves_the_first_its_operation():
+    """As models whose folders carry their code bring one: what is defined again is freed under those who call it."""
+    defined = torch.ops.transformers_mage.draw_factors.default
+    spec = importlib.util.spec_from_file_location("a_copy_of_dropout", dropout.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+
+    assert torch.ops.transformers_mage.draw_factors.default is defined
+    dropped = []
+    for function in (apply_dropout, copy.apply_dropout):
+        torch.manual_seed(0)
+        dropped.append(function(torch.ones(1000), 0.5))
+    assert torch.equal(*dropped)
 
 
 def test_all_can_be_dropped():

@@ -26,12 +26,10 @@ def apply_dropout(states: torch.Tensor, p: float, training: bool = True) -> torc
     """
     if not training or states.device.type != "cpu" or not 0 < round((1 - p) * _CHANCES) < _CHANCES:
         return F.dropout(states, p, training)
-    return states * _draw_factors(torch.randint(_SEEDS, ()), states.shape, p, states.dtype)
+    draw_factors = torch.ops.transformers_mage.draw_factors.default
+    return states * draw_factors(torch.randint(_SEEDS, ()), states.shape, p, states.dtype)
 
 
-# A function of its seed, so that compilers may neither share nor repeat a draw; and one operation to them, whose own
-# code would draw the numbers one after the other again.
-@torch.library.custom_op("transformers_mage::draw_factors", mutates_args=())
 def _draw_factors(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
     """0 for what is dropped, and what is kept is scaled by."""
     count, kept = math.prod(shape), round((1 - p) * _CHANCES)
@@ -41,9 +39,17 @@ def _draw_factors(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: tor
     return (draws < kept - _CHANCES // 2).to(dtype).mul_(_CHANCES / kept)
 
 
-@_draw_factors.register_fake
-def _(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
+def _allocate_factors(seed: torch.Tensor, shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
     return seed.new_empty(shape, dtype=dtype)
+
+
+# A function of its seed, so that compilers may neither share nor repeat a draw; and one operation to them, whose own
+# code would draw the numbers one after the other again. Defined once in a process: models whose folders carry their
+# code bring copies of this file, and PyTorch frees an operation that is defined again under those who call it. What
+# computes something else needs another name.
+if not hasattr(torch.ops.transformers_mage, "draw_factors"):
+    _operation = torch.library.custom_op("transformers_mage::draw_factors", _draw_factors, mutates_args=())
+    _operation.register_fake(_allocate_factors)
 
 
 class MageDropout(nn.Dropout):
