@@ -53,6 +53,32 @@ def test_a_white_mask_is_generation_from_nothing(small_pipeline: MagePipeline):
     assert torch.equal(run(small_pipeline, image=photograph(), mask_image=white), run(small_pipeline))
 
 
+@pytest.mark.parametrize("columns", [slice(16, 32), slice(18, 32), slice(9, 11)])
+def test_what_the_mask_covers_does_not_matter(small_pipeline: MagePipeline, columns: slice):
+    """Nothing of it shows in the tokens around it: holes may come in any colour."""
+    mask, other = np.zeros((32, 32), dtype=np.uint8), np.array(photograph())
+    mask[:, columns], other[:, columns] = 255, 0
+    tokens = [
+        run(small_pipeline, image=image, mask_image=PIL.Image.fromarray(mask), output_type="latent", num_images=4)
+        for image in (photograph(), PIL.Image.fromarray(other))
+    ]
+    assert torch.equal(*tokens)
+
+
+def test_a_token_at_the_edge_of_a_hole_is_known_by_what_is_kept_of_its_pixels(small_pipeline: MagePipeline):
+    """Tokens of 4 pixels, of which half, or all but three, are kept."""
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[:, 18:], mask[:16, 15] = 255, 255
+    image = np.array(photograph())
+    edit = {"mask_image": PIL.Image.fromarray(mask), "num_images": 8, "output_type": "latent"}
+    tokens = run(small_pipeline, image=PIL.Image.fromarray(image), **edit)
+    assert torch.equal(tokens[0, :, :5].expand(8, -1, -1), tokens[..., :5])
+    assert (tokens[..., 5:] != tokens[0, :, 5:]).any()
+
+    image[:, 16:18] = 255 - image[:, 16:18]
+    assert not torch.equal(run(small_pipeline, image=PIL.Image.fromarray(image), **edit)[..., 4], tokens[..., 4])
+
+
 def test_soft_masks_are_taken(small_pipeline: MagePipeline):
     ramp = PIL.Image.fromarray(np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1)))
     image = photograph()

@@ -178,6 +178,13 @@ def test_a_token_temperature_of_0_takes_the_likeliest_code():
     assert torch.equal(run(scheduler, logits, torch.full((2, 64), MASK))[-1], logits.argmax(dim=-1))
 
 
+def test_what_is_registered_anew_counts_from_the_next_run_on():
+    scheduler, logits = MageScheduler(MASK, num_inference_steps=2), torch.randn(2, 64, 16)
+    scheduler.register_to_config(token_temperature=0.0)
+    scheduler.set_timesteps()
+    assert torch.equal(run(scheduler, logits, torch.full((2, 64), MASK))[-1], logits.argmax(dim=-1))
+
+
 def test_sampling_stays_within_what_is_left():
     logits = torch.randn(1, 1, 16).expand(1, 4096, 16)
     scheduler = MageScheduler(MASK, top_k=3, num_inference_steps=1)

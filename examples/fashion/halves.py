@@ -30,11 +30,11 @@ def hide_half(images: Tensor, box: Box) -> Tensor:
 
 
 def paint_half(pipe: MagePipeline, images: Tensor, box: Box) -> Tensor:
-    """The images `(N, 1, 28, 28)`, uint8, with what is in the box painted anew, without being told their class."""
+    """The images `(N, 1, 28, 28)`, uint8, with what is in the box painted anew: neither it nor the class is told."""
     mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     mask.paste(255, box)
     painted = []
-    for number, batch in enumerate(images.split(250)):
+    for number, batch in enumerate(hide_half(images, box).split(250)):
         photos = [Image.fromarray(image[0].numpy()).convert("RGB") for image in batch]
         generator = torch.Generator().manual_seed(number)
         output = pipe(image=photos, mask_image=mask, generator=generator, feather=0, output_type="pt")

@@ -5,7 +5,7 @@ over canvases larger than the model was trained on.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +37,11 @@ class Edit:
     padding: tuple[int, int, int, int]
     strength: float | None
     feather: int
+
+    @property
+    def covers(self) -> bool:
+        """Whether what the mask covers is to be forgotten, rather than varied."""
+        return self.masks is not None and self.strength is None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -117,12 +122,15 @@ class Canvas:
         pixels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`, *optional*): known ones, [0, 1].
         mask (`torch.FloatTensor` of shape `(batch_size, 1, height, width)`, *optional*):
             0 where those are kept, 1 where they are replaced; between, how much of the new shows.
+        is_cut (`torch.BoolTensor` of shape `(batch_size, rows, columns)`, *optional*):
+            hidden tokens at the edge of a hole, of whose pixels at least half are kept.
     """
 
     tokens: torch.LongTensor
     is_hidden: torch.BoolTensor
     pixels: torch.FloatTensor | None = None
     mask: torch.FloatTensor | None = None
+    is_cut: torch.BoolTensor | None = None
 
     @classmethod
     def blank(cls, batch_size: int, grid_size: tuple[int, int], device: torch.device) -> "Canvas":
@@ -134,8 +142,12 @@ class Canvas:
     def from_image(cls, tokens: torch.LongTensor, pixels: torch.FloatTensor, mask: torch.FloatTensor) -> "Canvas":
         """Tokens are hidden in whose patch some pixel is replaced at least by half."""
         mask = mask.expand(len(pixels), -1, -1, -1)
-        most = F.adaptive_max_pool2d(mask, tokens.shape[1:])
-        return cls(tokens, most.squeeze(1) >= 0.5, pixels, mask)
+        is_replaced, (rows, columns) = (mask >= 0.5).to(pixels), tokens.shape[1:]
+        replaced = F.adaptive_avg_pool2d(is_replaced, (rows, columns)).squeeze(1)
+        is_hidden, is_hole = replaced > 0, replaced > 0.5
+        # Where a mask does not reach beyond the edges of tokens, they are all that there is to make.
+        is_cut = is_hidden & ~is_hole & is_hole.flatten(1).any(dim=1)[:, None, None]
+        return cls(tokens, is_hidden, pixels, mask, is_cut)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -155,7 +167,13 @@ class Canvas:
             is_hidden=_pad(self.is_hidden, in_tokens, True),
             pixels=_pad(self.pixels, padding, 0),
             mask=_pad(self.mask, padding, 1),
+            is_cut=None if self.is_cut is None else _pad(self.is_cut, in_tokens, False),
         )
+
+    def read_again(self, tokens: torch.LongTensor) -> "Canvas":
+        """The same with tokens of an image without holes, which are known where the mask's edge runs too."""
+        is_hidden = self.is_hidden if self.is_cut is None else self.is_hidden & ~self.is_cut
+        return replace(self, tokens=tokens, is_hidden=is_hidden, is_cut=None)
 
     def repeat(self, count: int) -> "Canvas":
         """Each image `count` times in a row."""
@@ -245,6 +263,28 @@ def _pad(image: torch.Tensor, padding: tuple[int, int, int, int], value: float) 
     return F.pad(image, (left, right, top, bottom), value=value)
 
 
+def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torch.FloatTensor:
+    """
+    What a tokenizer is shown before anything is known of what is to be replaced: what is kept, spread into the rest.
+    Each other pixel is the mean of the kept ones around it, as near as there are any. It does not depend on what was
+    there, which would otherwise show in the tokens around it: a tokenizer sees far beyond its patches.
+
+    Args:
+        pixels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): in [0, 1].
+        mask (`torch.FloatTensor` of shape `(batch_size, 1, height, width)`): from 0.5 on where pixels are replaced.
+    """
+    is_kept = (mask < 0.5).to(pixels)
+    filled, radius = pixels * is_kept, 2
+    is_filled = is_kept
+    while radius < 2 * max(pixels.shape[2:]):
+        share = _blur(is_kept, radius)
+        is_reached = ((share > 0) & (is_filled == 0)).to(pixels)
+        mean = _blur(pixels * is_kept, radius) / share.clamp(min=torch.finfo(share.dtype).eps)
+        filled, is_filled = filled + is_reached * mean, is_filled + is_reached
+        radius *= 2
+    return filled
+
+
 def blend_seam(
     decoded: torch.FloatTensor, known: torch.FloatTensor, mask: torch.FloatTensor, feather: int
 ) -> torch.FloatTensor:
@@ -329,6 +369,7 @@ __all__ = [
     "Edit",
     "blend_seam",
     "canvas_size",
+    "fill_from_around",
     "merge_windows",
     "parse_padding",
     "read_edit",

@@ -33,6 +33,7 @@ from .editing import (
     Edit,
     canvas_size,
     check_canvas_side,
+    fill_from_around,
     merge_windows,
     read_edit,
     split_into_windows,
@@ -215,7 +216,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 orientation is applied; see [`~image_inputs.read_images`].
             mask_image (of the same types, or of truth values, *optional*):
                 white (255, 1 or true) is repainted, black is kept to the pixel, grey shows both. As large as its
-                image; one, or one an image.
+                image; one, or one an image. What is repainted does not depend on what was there, but for `strength`.
             padding (`int` or `tuple[int, int, int, int]`, *optional*):
                 pixels to add around the resized image (outpainting), or on its left, top, right and bottom.
             strength (`float`, *optional*): share of the tokens, above 0 and up to 1, drawn at random, that is made
@@ -391,6 +392,8 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
         one_each = condition.map(lambda rows: rows.expand(prompts, *rows.shape[1:]))
+        if edit is not None and edit.covers:
+            canvas = self._read_again(canvas, one_each)
         return canvas.repeat(num_images), one_each.map(lambda rows: rows.repeat_interleave(num_images, dim=0))
 
     def _prepare_canvas(self, prompts: int, edit: Edit | None, size: tuple[int, int]) -> Canvas:
@@ -403,9 +406,24 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             mask = to_tensor(edit.masks, *size, PIL.Image.Resampling.NEAREST).to(device)
         else:
             mask = torch.full_like(pixels[:, :1], float(edit.strength is not None))
+        seen = fill_from_around(pixels, mask) if edit.covers else pixels
         # Before padding, so that the tokenizer sees nothing but the image.
-        canvas = Canvas.from_image(self._encode(pixels), pixels, mask).pad(edit.padding)
+        canvas = Canvas.from_image(self._encode(seen), pixels, mask).pad(edit.padding)
         return canvas.repeat(prompts // len(pixels))
+
+    def _read_again(self, canvas: Canvas, condition: Condition) -> Canvas:
+        """
+        The canvas with the tokens of the image that has a first guess in place of what the mask covers: the likeliest
+        tokens at one look. A token tells of pixels far around its patch, so that a hole shows in those beside it; and
+        those that the edge of the mask runs through now know the part of their patch that is kept.
+        """
+        tokens = canvas.tokens.masked_fill(canvas.is_hidden, self.model.config.mask_token_id)
+        torch.compiler.cudagraph_mark_step_begin()
+        likeliest = self._predict_logits(tokens, condition, guidance=0.0).argmax(dim=-1).view_as(tokens)
+        guess = torch.where(canvas.is_hidden, likeliest, canvas.tokens)
+        # Whatever `feather` says of the result: an edge there would show in the tokens.
+        image = canvas.paste(self._decode_tokens(guess), feather=self.model.config.patch_size)
+        return canvas.read_again(self._encode(image))
 
     def _encode(self, pixels: torch.FloatTensor) -> torch.LongTensor:
         # What moves an offloaded model to its device waits for `forward`, which this is not.

@@ -136,7 +136,7 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
             top_k=None if top_k is None else whole_number("top_k", top_k, least=1),
             top_p=None if top_p is None else share("top_p", top_p),
         )
-        self._warpers = _warpers(*(self.config[name] for name in ("token_temperature", "top_k", "top_p")))
+        self._warped_as: tuple[float, int | None, float | None] | None = None
         self.set_timesteps()
 
     @classmethod
@@ -174,6 +174,10 @@ class MageScheduler(SchedulerMixin, ConfigMixin):
         self.grid_size = grid_size
         self._num_masked_at_start: torch.Tensor | None = None
         self._halton_rank: torch.Tensor | None = None
+        warped_as = (self.config.token_temperature, self.config.top_k, self.config.top_p)
+        # The same objects as before where nothing was registered anew: compiled code knows them.
+        if warped_as != self._warped_as:
+            self._warped_as, self._warpers = warped_as, _warpers(*warped_as)
 
     def step(
         self,
