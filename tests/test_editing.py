@@ -10,6 +10,7 @@ from transformers_mage.editing import (
     check_canvas_side,
     fill_from_around,
     merge_windows,
+    pad_with_unknown,
     parse_padding,
     split_into_windows,
     window_starts,
@@ -81,9 +82,8 @@ def test_a_canvas_hides_the_tokens_that_the_mask_touches():
 
 def test_a_padded_canvas_keeps_what_is_known_in_its_place():
     pixels = torch.rand(1, 3, 8, 8)
-    canvas = Canvas.from_image(torch.arange(4).view(1, 2, 2), pixels, torch.zeros(1, 1, 8, 8)).pad((4, 0, 8, 4))
-    assert canvas.grid_size == (3, 5)
-    assert canvas.tokens[0, :2, 1:3].tolist() == [[0, 1], [2, 3]]
+    padded, mask = pad_with_unknown(pixels, torch.zeros(1, 1, 8, 8), (4, 0, 8, 4))
+    canvas = Canvas.from_image(torch.arange(15).view(1, 3, 5), padded, mask)
     assert canvas.is_hidden[0].tolist() == [[True, False, False, True, True]] * 2 + [[True] * 5]
     assert torch.equal(canvas.pixels[..., :8, 4:12], pixels)
     assert canvas.mask.sum() == 12 * 20 - 64

@@ -39,9 +39,9 @@ class Edit:
     feather: int
 
     @property
-    def covers(self) -> bool:
-        """Whether what the mask covers is to be forgotten, rather than varied."""
-        return self.masks is not None and self.strength is None
+    def forgets(self) -> bool:
+        """Whether nothing of what is made anew depends on what was there: in all edits but variations."""
+        return self.strength is None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -155,21 +155,6 @@ class Canvas:
         rows, columns = self.tokens.shape[1:]
         return rows, columns
 
-    def pad(self, padding: tuple[int, int, int, int]) -> "Canvas":
-        """Adds unknown pixels on the left, at the top, on the right and at the bottom, in whole tokens."""
-        if self.pixels is None or self.mask is None:
-            raise ValueError("A canvas of which nothing is known has no pixels to pad: make it as large as needed.")
-        patch = self.pixels.shape[-1] // self.tokens.shape[-1]
-        left, top, right, bottom = (side // patch for side in padding)
-        in_tokens = (left, top, right, bottom)
-        return Canvas(
-            tokens=_pad(self.tokens, in_tokens, 0),
-            is_hidden=_pad(self.is_hidden, in_tokens, True),
-            pixels=_pad(self.pixels, padding, 0),
-            mask=_pad(self.mask, padding, 1),
-            is_cut=None if self.is_cut is None else _pad(self.is_cut, in_tokens, False),
-        )
-
     def read_again(self, tokens: torch.LongTensor) -> "Canvas":
         """The same with tokens of an image without holes, which are known where the mask's edge runs too."""
         is_hidden = self.is_hidden if self.is_cut is None else self.is_hidden & ~self.is_cut
@@ -258,9 +243,13 @@ def parse_padding(padding: int | Sequence[int] | None, patch_size: int) -> tuple
     return left, top, right, bottom
 
 
-def _pad(image: torch.Tensor, padding: tuple[int, int, int, int], value: float) -> torch.Tensor:
+def pad_with_unknown(
+    pixels: torch.FloatTensor, mask: torch.FloatTensor, padding: tuple[int, int, int, int]
+) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    """Pixels and mask with pixels to make on the left, at the top, on the right and at the bottom."""
     left, top, right, bottom = padding
-    return F.pad(image, (left, right, top, bottom), value=value)
+    sides = (left, right, top, bottom)
+    return F.pad(pixels, sides), F.pad(mask, sides, value=1)
 
 
 def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torch.FloatTensor:
@@ -371,6 +360,7 @@ __all__ = [
     "canvas_size",
     "fill_from_around",
     "merge_windows",
+    "pad_with_unknown",
     "parse_padding",
     "read_edit",
     "split_into_windows",

@@ -35,6 +35,7 @@ from .editing import (
     check_canvas_side,
     fill_from_around,
     merge_windows,
+    pad_with_unknown,
     read_edit,
     split_into_windows,
 )
@@ -392,7 +393,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         canvas = self._prepare_canvas(prompts, edit, canvas_size)
         self._check_grid(canvas.grid_size)
         one_each = condition.map(lambda rows: rows.expand(prompts, *rows.shape[1:]))
-        if edit is not None and edit.covers:
+        if edit is not None and edit.forgets:
             canvas = self._read_again(canvas, one_each)
         return canvas.repeat(num_images), one_each.map(lambda rows: rows.repeat_interleave(num_images, dim=0))
 
@@ -406,14 +407,13 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             mask = to_tensor(edit.masks, *size, PIL.Image.Resampling.NEAREST).to(device)
         else:
             mask = torch.full_like(pixels[:, :1], float(edit.strength is not None))
-        seen = fill_from_around(pixels, mask) if edit.covers else pixels
-        # Before padding, so that the tokenizer sees nothing but the image.
-        canvas = Canvas.from_image(self._encode(seen), pixels, mask).pad(edit.padding)
-        return canvas.repeat(prompts // len(pixels))
+        pixels, mask = pad_with_unknown(pixels, mask, edit.padding)
+        seen = fill_from_around(pixels, mask) if edit.forgets else pixels
+        return Canvas.from_image(self._encode(seen), pixels, mask).repeat(prompts // len(pixels))
 
     def _read_again(self, canvas: Canvas, condition: Condition) -> Canvas:
         """
-        The canvas with the tokens of the image that has a first guess in place of what the mask covers: the likeliest
+        The canvas with the tokens of the image that has a first guess in place of what is to be made: the likeliest
         tokens at one look. A token tells of pixels far around its patch, so that a hole shows in those beside it; and
         those that the edge of the mask runs through now know the part of their patch that is kept.
         """
