@@ -1,4 +1,8 @@
-"""Where the examples compute: on an accelerator if there is one, and otherwise on the processor."""
+"""
+Where the examples compute: on an accelerator if there is one, and otherwise on the processor.
+
+    python -m examples.device  # prints what tells a training script to compute in bfloat16, where that is fast
+"""
 
 from contextlib import AbstractContextManager
 
@@ -32,3 +36,7 @@ def has_fast_bfloat16() -> bool:
 def precision() -> list[str]:
     """What tells a training script to compute in bfloat16, where that is fast."""
     return ["--mixed_precision", "bf16"] if has_fast_bfloat16() else []
+
+
+if __name__ == "__main__":
+    print(*precision())
