@@ -156,6 +156,17 @@ def test_two_processes_and_two_micro_batches_equal_one(flags: list[str], tmp_pat
         assert {name for name in one if relative_error(other[name], one[name]) > 1e-4} == set()
 
 
+@pytest.mark.usefixtures("clean_environment")
+def test_two_processes_end_together(flags: list[str], tmp_path: Path):
+    """Where held-out images are good enough, which one of them knows."""
+    flags += ["--max_train_steps", "6", "--stop_at_psnr", "1", "--output_dir", str(tmp_path)]
+    flags += ["--validation_split", "train", "--validation_steps", "2"]
+    debug_launcher(train_alone, (flags,), num_processes=2)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 2
+    assert VQModel.from_pretrained(tmp_path)
+
+
 def test_a_frozen_encoder_keeps_the_tokens(
     train_vqgan: Script, flags: list[str], tokenizer_folder: Path, tmp_path: Path
 ):
