@@ -1,6 +1,7 @@
 """The training scripts as functions that run in this process, or in a child of it."""
 
 import importlib.util
+import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,8 @@ def _alone(function: Callable[..., None], *args):
     # Threads do not survive a fork.
     torch.set_num_threads(1)
     function(*args)
+
+
+def last_step(folder: Path) -> int:
+    """The last update that a training wrote figures of."""
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]

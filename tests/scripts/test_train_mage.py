@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.in_process import MODEL_FLAGS
+from tests.in_process import MODEL_FLAGS, last_step
 from transformers_mage import MagePipeline
 from transformers_mage.data.token_cache import CachedTokens, CacheMetadata
 from transformers_mage.data.tokenization import load_tokenizer
@@ -78,10 +78,6 @@ def test_what_ended_early_stays_ended(train_mage: Script, flags: list[str], tmp_
     assert last_step(tmp_path) == 4
     train_mage([*flags, "3", "--resume_from_checkpoint", "latest"])
     assert last_step(tmp_path) == 8
-
-
-def last_step(folder: Path) -> int:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from tests.in_process import VQ_FLAGS
+from tests.in_process import VQ_FLAGS, last_step
 
 
 def test_the_loss_falls_and_the_codes_are_used(tokenizer_folder: Path):
@@ -69,7 +69,3 @@ def test_what_ended_early_stays_ended(train_vqgan: Callable[[list[str]], None], 
     assert last_step(tmp_path / "run") == 2
     train_vqgan([*resumed, "1000"])
     assert last_step(tmp_path / "run") == 8
-
-
-def last_step(folder: Path) -> int:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
