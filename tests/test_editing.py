@@ -8,7 +8,6 @@ from transformers_mage.editing import (
     blend_seam,
     canvas_size,
     check_canvas_side,
-    fill_from_around,
     merge_windows,
     pad_with_unknown,
     parse_padding,
@@ -150,30 +149,3 @@ def test_overlapping_windows_are_averaged():
     logits = torch.stack([torch.zeros(4, 1), torch.ones(4, 1)])  # two 2 x 2 windows side by side over 2 x 3 tokens
     merged = merge_windows(logits, (2, 3), (2, 2)).view(2, 3)
     assert merged.tolist() == [[0.0, 0.5, 1.0]] * 2
-
-
-def test_a_hole_is_filled_with_what_is_around_it():
-    pixels = torch.zeros(2, 3, 20, 30)
-    pixels[0, :, :, :15], pixels[1] = 1.0, torch.rand(3, 20, 30)
-    mask = torch.zeros(2, 1, 20, 30)
-    mask[0, :, 5:15, 3:27], mask[1, :, :, 1:] = 1.0, 1.0
-
-    filled = fill_from_around(pixels, mask)
-
-    assert torch.equal(filled[(mask == 0).expand_as(filled)], pixels[(mask == 0).expand_as(filled)])
-    assert filled[0, 0, 10, 4] > 0.9
-    assert filled[0, 0, 10, 25] < 0.1
-    assert filled[0, 0, 10, 13] > filled[0, 0, 10, 17]
-    assert filled[1, 0, :, 29].sub(pixels[1, 0, :, 0].mean()).abs().max() < pixels[1, 0, :, 0].std()
-    assert torch.equal(filled, fill_from_around(torch.where(mask > 0, torch.rand_like(pixels), pixels), mask))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 13), (64, 48)])
-def test_a_hole_in_one_colour_is_filled_with_it(size: tuple[int, int]):
-    mask = torch.zeros(1, 1, *size)
-    mask[..., 1:, :] = mask[..., :, 1:] = 1.0
-    assert torch.allclose(fill_from_around(torch.full((1, 3, *size), 0.7), mask), torch.tensor(0.7))
-
-
-def test_of_nothing_nothing_is_filled_in():
-    assert not fill_from_around(torch.rand(1, 3, 8, 8), torch.ones(1, 1, 8, 8)).any()

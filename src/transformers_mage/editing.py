@@ -252,34 +252,6 @@ def pad_with_unknown(
     return F.pad(pixels, sides), F.pad(mask, sides, value=1)
 
 
-def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torch.FloatTensor:
-    """
-    What a tokenizer is shown before anything is known of what is to be replaced: what is kept, spread into the rest.
-    It does not depend on what was there, which would otherwise show in the tokens around it: a tokenizer sees far
-    beyond its patches.
-
-    Args:
-        pixels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): in [0, 1].
-        mask (`torch.FloatTensor` of shape `(batch_size, 1, height, width)`): from 0.5 on where pixels are replaced.
-    """
-    is_kept = (mask < 0.5).to(pixels)
-    return _means(pixels * is_kept, is_kept)
-
-
-def _means(total: torch.FloatTensor, share: torch.FloatTensor) -> torch.FloatTensor:
-    """
-    `total / share`, and where nothing has a share, the same of cells twice as large, between whose middles it changes
-    evenly (the pyramid of push-pull, as in "The Lumigraph", Gortler et al. 1996).
-    """
-    mean = total / share.clamp(min=torch.finfo(share.dtype).tiny)
-    if max(share.shape[2:]) == 1:
-        return mean
-    larger = [F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (total, share)]
-    size = (share.shape[2], share.shape[3])
-    around = F.interpolate(_means(larger[0], larger[1]), size, mode="bilinear", align_corners=False)
-    return torch.where(share > 0, mean, around)
-
-
 def blend_seam(
     decoded: torch.FloatTensor, known: torch.FloatTensor, mask: torch.FloatTensor, feather: int
 ) -> torch.FloatTensor:
@@ -364,7 +336,6 @@ __all__ = [
     "Edit",
     "blend_seam",
     "canvas_size",
-    "fill_from_around",
     "merge_windows",
     "pad_with_unknown",
     "parse_padding",

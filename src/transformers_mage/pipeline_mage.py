@@ -33,12 +33,12 @@ from .editing import (
     Edit,
     canvas_size,
     check_canvas_side,
-    fill_from_around,
     merge_windows,
     pad_with_unknown,
     read_edit,
     split_into_windows,
 )
+from .hole_filling import fill_from_around
 from .image_inputs import ImageInput, to_tensor
 from .kept_context import KeyValues
 from .modeling_mage import check_weights
