@@ -1,4 +1,4 @@
-"""Holes of images, filled with what is around them."""
+"""Holes of images, filled with what is nearest to them."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torch.FloatTensor:
     """
-    What a tokenizer is shown before anything is known of what is to be replaced: what is kept, mirrored at the edges
-    of the hole, as far as that goes, and then the nearest pixels that are kept. It does not depend on what was there.
+    What a tokenizer is shown before anything is known of what is to be replaced: of each pixel there, the nearest one
+    that is kept. It does not depend on what was there.
 
     Args:
         pixels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): in [0, 1].
@@ -15,31 +15,15 @@ def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torc
     """
     is_kept = mask < 0.5
     height, width = mask.shape[2:]
-    place = _places(height, width, mask.device)
-    nearest = _nearest_kept(is_kept, place)
-    mirrored = 2 * nearest - place
-    is_usable = (_within(mirrored) == mirrored).all(dim=1, keepdim=True) & _pixels_at(is_kept, _within(mirrored))
-    return _pixels_at(pixels * is_kept, _within(torch.where(is_usable, mirrored, nearest)))
+    rows, columns = _nearest_kept(is_kept, _places(height, width, mask.device)).split(1, dim=1)
+    index = (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).expand_as(pixels)
+    return (pixels * is_kept).flatten(2).gather(2, index.flatten(2)).view_as(pixels)
 
 
 def _places(height: int, width: int, device: torch.device) -> torch.LongTensor:
     """(2, height, width): row and column of each pixel."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])
-
-
-def _within(places: torch.LongTensor) -> torch.LongTensor:
-    """The same, or the nearest places that are in the image."""
-    height, width = places.shape[2:]
-    rows, columns = places.split(1, dim=1)
-    return torch.cat([rows.clamp(0, height - 1), columns.clamp(0, width - 1)], dim=1)
-
-
-def _pixels_at(image: torch.Tensor, places: torch.LongTensor) -> torch.Tensor:
-    """Of `(batch_size, channels, height, width)` the pixels at `(batch_size, 2, height, width)` rows and columns."""
-    index = places[:, :1] * image.shape[3] + places[:, 1:]
-    shape = (len(image), image.shape[1], *index.shape[2:])
-    return image.flatten(2).gather(2, index.expand(shape).flatten(2)).view(shape)
 
 
 def _nearest_kept(is_kept: torch.BoolTensor, place: torch.LongTensor) -> torch.LongTensor:
