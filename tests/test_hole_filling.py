@@ -6,7 +6,9 @@ import torch
 from transformers_mage.hole_filling import fill_from_around
 
 
-def test_every_pixel_of_a_hole_is_the_nearest_one_that_is_kept():
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pixel_of_a_hole_is_the_nearest_one_that_is_kept(seed: int):
+    torch.manual_seed(seed)
     image, mask = torch.rand(1, 3, 23, 30), (torch.rand(1, 1, 23, 30) > 0.02).float()
     mask[..., 5, 7] = 0.0
     places = torch.cartesian_prod(torch.arange(23), torch.arange(30))

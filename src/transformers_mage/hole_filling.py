@@ -1,7 +1,6 @@
 """Holes of images, filled with what is nearest to them."""
 
 import torch
-import torch.nn.functional as F
 
 
 def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torch.FloatTensor:
@@ -15,35 +14,23 @@ def fill_from_around(pixels: torch.FloatTensor, mask: torch.FloatTensor) -> torc
     """
     is_kept = mask < 0.5
     height, width = mask.shape[2:]
-    rows, columns = _nearest_kept(is_kept, _places(height, width, mask.device)).split(1, dim=1)
+    rows, columns = _nearest_kept(is_kept)
     index = (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).expand_as(pixels)
     return (pixels * is_kept).flatten(2).gather(2, index.flatten(2)).view_as(pixels)
 
 
-def _places(height: int, width: int, device: torch.device) -> torch.LongTensor:
-    """(2, height, width): row and column of each pixel."""
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    return torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])
-
-
-def _nearest_kept(is_kept: torch.BoolTensor, place: torch.LongTensor) -> torch.LongTensor:
+def _nearest_kept(is_kept: torch.BoolTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
     """
-    (batch_size, 2, height, width): row and column of the nearest pixel that is kept, by jump flooding (Rong and Tan,
-    2006): all pixels at once ask those at ever smaller steps from them which one they know. Outside where none is.
+    Row and column of the nearest pixel that is kept, each of the shape of `is_kept`, `(batch_size, 1, height, width)`;
+    rows outside of the image where none is. Exact, as Euclidean distances are found: in each column, then across.
     """
-    height, width = place.shape[1:]
-    nowhere = -2 * (height + width)
-    nearest = torch.where(is_kept, place, nowhere)
-    step = 1 << (max(height, width) - 1).bit_length()
-    while step := step // 2:
-        known = F.pad(nearest, (step,) * 4, value=nowhere)
-        for top in (0, step, 2 * step):
-            for left in (0, step, 2 * step):
-                other = known[:, :, top : top + height, left : left + width]
-                is_nearer = _squares(other - place) < _squares(nearest - place)
-                nearest = torch.where(is_nearer, other, nearest)
-    return nearest
-
-
-def _squares(offset: torch.LongTensor) -> torch.LongTensor:
-    return offset.square().sum(dim=1, keepdim=True)
+    height, width = is_kept.shape[2:]
+    row = torch.arange(height, device=is_kept.device, dtype=torch.int32)[:, None]
+    far = 2 * (height + width)
+    above = torch.where(is_kept, row, -far).cummax(dim=2).values
+    below = torch.where(is_kept, row, height + far).flip(2).cummin(dim=2).values.flip(2)
+    rows = torch.where(row - above <= below - row, above, below)
+    squares, column = (rows - row).square(), torch.arange(width, device=is_kept.device, dtype=torch.int32)
+    across = (column[:, None] - column).square()
+    columns = torch.stack([(across + squares[:, :, y, None]).argmin(dim=3) for y in range(height)], dim=2)
+    return rows.gather(3, columns), columns
