@@ -10,7 +10,7 @@ from transformers_mage import MageConfig, MageForMaskedImageModeling, dropout, s
 from transformers_mage.dropout import MageDropout, apply_dropout
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_a_share_p_becomes_zero_and_the_rest_is_scaled(p: float, dtype: torch.dtype):
     count = 200_001
