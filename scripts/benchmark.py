@@ -3,6 +3,7 @@ Measures how fast MAGE trains, represents and generates, with random weights and
 
     python scripts/benchmark.py --workloads train generate --size vit-base --batch_size 2 --compare plain
     python scripts/benchmark.py --size vit-large --batch_size 256 --dtype bfloat16 --compile --compare plain
+    python scripts/benchmark.py --workloads train --size configs/mage_digits.yaml --batch_size 64 --compare plain
     python scripts/benchmark.py --counted_work docs/counted_work.json
 
 `--compare plain` takes turns with the plain path: attention step by step, float32, nothing compiled, logits of the
@@ -45,6 +46,7 @@ from transformers_mage.benchmarking import (
     plain_copy,
     profile_table,
     ratio_table,
+    read_sizes,
 )
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
 from transformers_mage.files import write_json, write_text
@@ -63,7 +65,9 @@ class BenchmarkArguments:
             "which needs the extra `perceptual`."
         },
     )
-    size: str = argument("vit-base", "The model.", choices=list(SIZES))
+    size: str = argument(
+        "vit-base", f"The model: {', '.join(SIZES)}, or a recipe of train_mage.py, as configs/mage_digits.yaml."
+    )
     batch_size: int = argument(2, "Images in a call.")
     dtype: str = argument(
         "float32", "What to compute in; tokens are always made in float32.", choices=["float32", "bfloat16"]
@@ -106,6 +110,7 @@ class BenchmarkArguments:
         unknown = sorted(set(self.workloads) - set(WORKLOADS))
         if unknown:
             raise ValueError(f"`--workloads` can be {', '.join(WORKLOADS)}, got {', '.join(unknown)}.")
+        read_sizes(self.size)
         check_numbers(self, "batch_size num_inference_steps full_steps repetitions threads", at_least=1)
         check_numbers(self, "warmup dataloader_num_workers", at_least=0)
         check_numbers(self, "encoder_keep_share", more_than=0, at_most=1)

@@ -1,8 +1,11 @@
 """The plain path computes the same as the fast one, and does more for it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.in_process import ROOT
 from transformers_mage import MageForMaskedImageModeling, sample_masks
 from transformers_mage.benchmarking import build_model, count_flops, plain_copy
 from transformers_mage.benchmarking.workloads import Setting, decode, encode, features, generate
@@ -85,3 +88,31 @@ def test_plain_tokenizer_executes_what_does_nothing():
     model.set_attn_implementation("eager")
 
     assert count_flops("decode", plain_copy(model)) > 1.2 * count_flops("decode", model)
+
+
+RECIPES = sorted(Path(ROOT, "configs").glob("mage_*.yaml"))
+OF_MODELS = [recipe for recipe in RECIPES if "\nmodel:" in f"\n{recipe.read_text()}"]
+
+
+@pytest.mark.parametrize("recipe", OF_MODELS, ids=lambda path: path.stem)
+def test_models_of_recipes_can_be_measured(recipe: Path):
+    """Their tokenizers, which recipes do not describe, fit their grids."""
+    config = build_model(str(recipe), "meta").config
+    scale = 2 ** (len(config.vq_config["down_block_types"]) - 1)
+    assert config.image_height_width == tuple(side * scale for side in config.grid_size)
+
+
+def test_a_recipe_says_how_attention_is_computed():
+    recipe = Path(ROOT, "configs", "mage_digits.yaml")
+    model = build_model(str(recipe), "meta")
+    assert (model.config.hidden_size, model.config.hidden_dropout_prob) == (96, 0.2)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("content", [None, "model", "model: 3", "output_dir: here"])
+def test_what_says_nothing_of_a_model(content: str | None, tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"A size is vit-base, .*recipe with `model:` in it.*got `.*recipe.yaml`"):
+        build_model(str(path), "meta")

@@ -87,6 +87,7 @@ def test_loading_by_workers(run_benchmark, tmp_path):
     ("words", "message"),
     [
         (["--workloads", "sing"], "can be train, .*, got sing"),
+        (["--size", "vit-huge"], "A size is vit-base, .*; got `vit-huge`"),
         (["--repetitions", "0"], "`--repetitions` must be at least 1, got 0"),
         (["--dataloader_num_workers", "3"], "`--batch_size` 2 must be a multiple of `--dataloader_num_workers` 3"),
         (["--jpeg_size", "100"], "`--jpeg_size` takes a height and a width"),

@@ -10,7 +10,7 @@ __getattr__, __all__ = lazy_front(
     {
         "counting": ["CountedWork", "count_all", "count_flops", "meta_model"],
         "measuring": ["Measurement", "interleave", "measure_peak_memory", "measure_product_rate", "profile_table"],
-        "models": ["QUANTIZATIONS", "SIZES", "build_model", "plain_copy", "quantize"],
+        "models": ["QUANTIZATIONS", "SIZES", "build_model", "plain_copy", "quantize", "read_sizes"],
         "reporting": ["as_json", "describe_machine", "markdown_table", "ratio_table"],
         "tuning": [
             *("Tries", "averaged", "best_within", "combinations", "count_gflops", "draw_frontier", "frontier"),

@@ -1,10 +1,12 @@
 """Models of the published sizes with random weights, as they come and in the plain way that they are compared with."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from diffusers import VQModel
 from diffusers.models.downsampling import Downsample2D
 from torch import nn
@@ -64,15 +66,42 @@ SIZES: dict[str, dict] = {
 }
 
 
+def read_sizes(size: str) -> dict:
+    """
+    Values of a model's configuration.
+
+    Args:
+        size (`str`):
+            One of `SIZES`, or a YAML file whose `model:` has them. What a recipe leaves to its tokenizer is that of
+            `small` then for images below 256 pixels, and otherwise that of the published one.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    try:
+        recipe = yaml.safe_load(Path(size).read_text(encoding="utf-8"))
+        values = dict(recipe["model"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"A size is {', '.join(SIZES)}, or the file of a recipe with `model:` in it, as configs/mage_digits.yaml; "
+            f"got `{size}`."
+        ) from error
+    tokenizer = SIZES["small" if values.get("image_size", 256) < 256 else "vit-base"]
+    given = {name: tokenizer[name] for name in ("codebook_size", "patch_size", "vq_config") if name in tokenizer}
+    return given | values
+
+
 def build_model(size: str, device: torch.device | str = "cpu") -> MageForMaskedImageModeling:
     """
     A model with random weights, and a tokenizer with the layers that do nothing in a converted one.
 
     Args:
-        size (`str`): one of `SIZES`.
+        size (`str`): one of `SIZES`, or the file of a recipe of `scripts/train_mage.py`; see [`read_sizes`].
         device (`torch.device`): where; on `"meta"` work can be counted without doing it.
     """
-    config = MageConfig(**SIZES[size])
+    config = MageConfig(**read_sizes(size))
     with torch.device(device):
         model = MageForMaskedImageModeling(config)
     # Made where its weights can be looked at.
