@@ -53,8 +53,7 @@ ablation: $(INSTALLED)
 emoji: $(INSTALLED)
 	$(BIN)/python -m examples.emoji.make_dataset
 	$(BIN)/python scripts/train_vqgan.py --config configs/vqgan_emoji.yaml --dataset_name outputs/emoji
-	$(BIN)/python scripts/train_mage.py --config configs/mage_emoji.yaml --dataset_name outputs/emoji \
-		$$($(BIN)/python -m examples.device)
+	$(BIN)/python scripts/train_mage.py --config configs/mage_emoji.yaml --dataset_name outputs/emoji
 	$(BIN)/python -m examples.compare_representations emoji --dataset_name outputs/emoji \
 		--model_name_or_path outputs/mage-emoji --card docs/representations.md
 

@@ -21,6 +21,7 @@ from transformers_mage.data.labelled_images import EvaluationImages, LabelledIma
 from transformers_mage.data.labels import Classes
 from transformers_mage.data.loading import find_columns, load_split
 from transformers_mage.files import explains_full_disk, fingerprint
+from transformers_mage.precision import chosen_precision
 from transformers_mage.representation import (
     ExtractionReport,
     FeatureExtractor,
@@ -50,7 +51,9 @@ class ExtractionArguments(DataArguments):
     output_format: str = argument("parquet", "What the files are.", choices=list(FORMATS))
     dtype: str = argument("float32", "How the features are stored.", choices=["float32", "float16", "bfloat16"])
     mixed_precision: str | None = argument(
-        None, "The default is what `accelerate config` says.", choices=["no", "fp16", "bf16"]
+        None,
+        "The default is what `accelerate config` says; `auto` is bf16 where that is fast, and otherwise no.",
+        choices=["no", "fp16", "bf16", "auto"],
     )
 
     def check(self):
@@ -67,7 +70,7 @@ class ExtractionArguments(DataArguments):
 @reports_errors
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(ExtractionArguments, __doc__, argv)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=chosen_precision(arguments.mixed_precision))
     model = load_encoder(arguments.model_name_or_path).to(accelerator.device)
     extractor = FeatureExtractor(model, arguments.layers, arguments.poolings)
     shape = image_shape(model.config, arguments.image_size)

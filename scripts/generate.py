@@ -22,6 +22,7 @@ from transformers_mage.command_line import argument, check_numbers, parse_argume
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
 from transformers_mage.hub_folders import UNREADABLE
+from transformers_mage.precision import is_bfloat16_fast_for_all
 from transformers_mage.sampling import (
     FORMATS,
     ClassPlan,
@@ -54,7 +55,11 @@ class GenerationArguments:
         "png", "Files of one image (`png`, lossless `webp`), webdataset shards, or one array.", choices=list(FORMATS)
     )
     shard_size: int = argument(1024, "Images in a shard of `--output_format tar`.")
-    dtype: str = argument("float32", "Precision of the model.", choices=["float32", "float16", "bfloat16"])
+    dtype: str = argument(
+        "float32",
+        "Precision of the model; `auto` is bfloat16 where that is fast, and otherwise float32.",
+        choices=["float32", "float16", "bfloat16", "auto"],
+    )
     torch_compile: bool = argument(False, "Compile the model, which takes minutes and pays for many images.")
 
     class_labels: str | None = argument(
@@ -98,6 +103,9 @@ class GenerationArguments:
 def main(argv: list[str] | None = None):
     arguments = parse_arguments(GenerationArguments, __doc__, argv)
     state = PartialState()
+    if arguments.dtype == "auto":
+        # Kept with the images as what it is here.
+        arguments.dtype = "bfloat16" if is_bfloat16_fast_for_all() else "float32"
     pipe = load_pipeline(arguments, state.device)
     with explains_full_disk(arguments.output_dir):
         run(arguments, pipe, state)

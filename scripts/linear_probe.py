@@ -30,6 +30,7 @@ from transformers_mage.data.sources import source_of
 from transformers_mage.data.views import ImageViews, RandomViews
 from transformers_mage.files import fingerprint
 from transformers_mage.hub.publishing import Publisher
+from transformers_mage.precision import chosen_precision
 from transformers_mage.representation import (
     LARS,
     ClassificationArguments,
@@ -203,7 +204,7 @@ def probe_cached_features(
     arguments: ProbeArguments, train: LabelledImages, validation: LabelledImages, extractor: FeatureExtractor
 ) -> list[Result]:
     """The optimum on features that are computed once, and nearest neighbours."""
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=chosen_precision(arguments.mixed_precision))
     known = cached_features(extractor, train, arguments, arguments.train_split, accelerator)
     unknown = cached_features(extractor, validation, arguments, arguments.validation_split, accelerator)
     if not accelerator.is_main_process:

@@ -112,7 +112,7 @@ def test_mistakes_end_with_a_message(words: list[str], message: str, capsys: pyt
         ("train_batch_size: null", "sets `train_batch_size` to None; it must be int"),
         ("streaming: maybe", "sets `streaming` to 'maybe'; it must be bool"),
         ("output_dir: [a]", "sets `output_dir` to ['a']; it must be str"),
-        ("mixed_precision: fp8", "sets `mixed_precision` to 'fp8'; it must be among no, fp16, bf16"),
+        ("mixed_precision: fp8", "sets `mixed_precision` to 'fp8'; it must be among no, fp16, bf16, auto"),
         ("a: [", "cannot be read"),
     ],
 )

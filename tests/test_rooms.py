@@ -11,7 +11,7 @@ from tests.in_process import ROOT
 PACKAGE = "transformers_mage"
 SOURCE = ROOT / "src" / PACKAGE
 # The house's foundations; what else lies flat in the package's top is the model.
-FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "processes", "progress")
+FOUNDATIONS = ("command_line", "files", "image_networks", "lazy", "precision", "processes", "progress")
 MODEL = {"model", "files", "lazy", "processes", "progress"}
 BELOW = {
     "command_line": {"files", "processes", "progress"},
@@ -19,6 +19,7 @@ BELOW = {
     "files": {"model"},
     "image_networks": set(),
     "lazy": set(),
+    "precision": set(),
     "processes": set(),
     "progress": set(),
     "model": set(),
@@ -26,7 +27,7 @@ BELOW = {
     "sampling": {*MODEL, "command_line", "data"},
     "metrics": {*MODEL, "data", "image_networks"},
     "hub": {*MODEL, "command_line", "data"},
-    "training": {*MODEL, "command_line", "data", "image_networks", "metrics", "hub"},
+    "training": {*MODEL, "command_line", "data", "image_networks", "metrics", "hub", "precision"},
     "representation": {*MODEL, "command_line", "data", "metrics", "training", "hub"},
     "conversion": {*MODEL, "command_line", "data", "hub"},
     "quickstart": {

@@ -13,7 +13,6 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from examples import ROOT, run_script
-from examples.device import precision
 from examples.digits import tasks as digits
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
@@ -48,7 +47,7 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     dataset.save_to_disk(output_dir / "dataset")
     common = ["--dataset_name", output_dir / "dataset", "--output_dir"]
     run_script("train_vqgan", "--config", ROOT / "configs" / "vqgan_digits.yaml", *common, output_dir / "vqgan")
-    flags = ["--tokenizer_name_or_path", output_dir / "vqgan", *precision()]
+    flags = ["--tokenizer_name_or_path", output_dir / "vqgan"]
     run_script("train_mage", "--config", ROOT / "configs" / "mage_digits.yaml", *flags, *common, output_dir / "mage")
     pipe = MagePipeline.from_pretrained(output_dir / "mage")
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **SAMPLING)

@@ -24,7 +24,6 @@ from sklearn.datasets import load_sample_image
 from tqdm.auto import tqdm
 
 from examples import ROOT, run_script
-from examples.device import precision
 from examples.digits import tasks as digits
 from examples.digits.make import CARD as UNCONDITIONAL
 from examples.digits.make import DATASET
@@ -84,7 +83,7 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     dataset.save_to_disk(output_dir / "dataset")
     flags = ["--dataset_name", str(output_dir / "dataset"), "--output_dir", str(output_dir / "mage")]
     flags += ["--pretrained_model_name_or_path", str(UNCONDITIONAL)]
-    run_script("train_mage", "--config", ROOT / "configs" / "mage_digits_conditional.yaml", *flags, *precision())
+    run_script("train_mage", "--config", ROOT / "configs" / "mage_digits_conditional.yaml", *flags)
     pipe = MagePipeline.from_pretrained(output_dir / "mage")
     pipe.scheduler = MageScheduler.from_pretrained(UNCONDITIONAL, subfolder="scheduler")
     pipe.save_pretrained(model_dir)

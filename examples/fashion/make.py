@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples import ROOT, run_script
-from examples.device import precision
+from examples.device import device
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import read_json, write_json
 from transformers_mage.hub.gallery import sample_gallery
 from transformers_mage.hub.model_card import add_gallery
+from transformers_mage.precision import has_fast_bfloat16
 
 from . import evaluate, make_dataset, sweep, train_judge
 from .cards import write_card
@@ -54,14 +55,10 @@ class Workplace:
     def data(self) -> list[str]:
         return ["--dataset_name", str(self / "data")]
 
-    @property
-    def precision(self) -> list[str]:
-        return precision()
-
 
 def train(script: str, recipe: str, place: Workplace, name: str, *flags: object):
     """Runs a training script, from its last checkpoint if it has one."""
-    common = [*place.data, "--output_dir", place / name, "--resume_from_checkpoint", "latest", *place.precision]
+    common = [*place.data, "--output_dir", place / name, "--resume_from_checkpoint", "latest"]
     run_script(script, "--config", CONFIGS / f"{recipe}.yaml", *common, *flags)
 
 
@@ -70,7 +67,7 @@ def make_data(place: Workplace):
 
 
 def make_judge(place: Workplace):
-    bf16 = ["--bf16"] if place.precision else []
+    bf16 = ["--bf16"] if has_fast_bfloat16(device()) else []
     train_judge.main([*place.data, "--output_dir", str(place / "judge"), *bf16])
 
 

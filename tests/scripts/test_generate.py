@@ -87,6 +87,15 @@ def test_ways_to_save_work_are_those_of_the_pipeline(generate, flags, model_fold
         generate.main([*flags, "--guidance_scale", "2", "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.parametrize(("is_fast", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_automatic_precision_is_kept_as_what_was_chosen(is_fast, chosen, generate, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "is_bfloat16_fast_for_all", lambda: is_fast)
+    generate.main([*flags, "--dtype", "auto", "--output_dir", str(tmp_path / "auto")])
+    generate.main([*flags, "--dtype", chosen, "--output_dir", str(tmp_path / "said")])
+    assert images_of(tmp_path / "auto") == images_of(tmp_path / "said")
+    generate.main([*flags, "--dtype", chosen, "--output_dir", str(tmp_path / "auto")])  # the run that is resumed
+
+
 @pytest.mark.parametrize("saving", [[], ["--encoder_keep_share", "0.5", "--full_steps", "2"]])
 def test_files_do_not_depend_on_the_number_of_processes(generate, flags, tmp_path, saving: list[str]):
     flags = [*flags, *saving]

@@ -1,11 +1,10 @@
 import pytest
-import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from transformers_mage import precision
 from transformers_mage.training import run
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import create_accelerator
-from transformers_mage.training.tracking import bfloat16_slowdown
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +28,16 @@ def test_the_recipe_decides_how_many_micro_batches_make_an_update(said_by_accele
     assert accelerator.gradient_accumulation_steps == 5
 
 
+@pytest.mark.parametrize(("is_fast", "chosen"), [(True, "bf16"), (False, "no")])
+def test_automatic_precision_is_what_is_fast_and_kept_as_that(is_fast: bool, chosen: str, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: is_fast)
+    monkeypatch.setattr(run, "bfloat16_slowdown", lambda device: 0.5)
+    recipe = TrainingArguments(mixed_precision="auto", output_dir=str(tmp_path), report_to="none")
+
+    assert create_accelerator(recipe).mixed_precision == chosen
+    assert recipe.mixed_precision == chosen
+
+
 def test_a_total_that_does_not_divide_is_refused(tmp_path):
     recipe = TrainingArguments(train_batch_size=4, total_batch_size=10, output_dir=str(tmp_path), report_to="none")
 
@@ -49,7 +58,3 @@ def test_slow_half_precision_is_said(slowdown: float, is_said: bool, tmp_path, m
     recipe = {"output_dir": str(tmp_path), "report_to": "none"}
     create_accelerator(TrainingArguments(mixed_precision="bf16", **recipe))
     assert ("bfloat16 takes 13.1 times as long as float32" in caplog.text) == is_said
-
-
-def test_the_speed_of_bfloat16_is_measured():
-    assert bfloat16_slowdown(torch.device("cpu")) > 0

@@ -53,7 +53,9 @@ class TrainingArguments(DataArguments):
     ema_decay: float = argument(0.9999, "Decay of the moving average.")
 
     mixed_precision: str | None = argument(
-        None, "The default is what `accelerate config` says.", choices=["no", "fp16", "bf16"]
+        None,
+        "The default is what `accelerate config` says; `auto` is bf16 where that is fast, and otherwise no.",
+        choices=["no", "fp16", "bf16", "auto"],
     )
     torch_compile: bool = argument(False, "Compile the model.")
 

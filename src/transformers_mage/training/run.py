@@ -20,6 +20,7 @@ from ..command_line import as_flat_dict, save_recipe
 from ..data.batches import Batch, DataError, Source
 from ..files import FolderError, locked
 from ..hub.publishing import Publisher
+from ..precision import bfloat16_slowdown, chosen_precision
 from ..progress import terminal_bar
 from .arguments import TrainingArguments
 from .checkpointing import (
@@ -35,7 +36,7 @@ from .checkpointing import (
 from .optimization import MovingAverage, create_optimizer, create_scheduler, num_updates
 from .resuming import UNIMPORTANT, check_changes, check_output_dir, kept_hyperparameters
 from .stopping import InterruptedRunError, LostWorkers, NonFiniteLossError, StopSignals, WaitBrokenOffError
-from .tracking import Averages, Metric, MetricsFile, bfloat16_slowdown, peak_flops
+from .tracking import Averages, Metric, MetricsFile, peak_flops
 
 logger = get_logger(__name__)
 
@@ -500,6 +501,8 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     for name in ("accelerate.accelerator", "accelerate.checkpointing", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Kept in the recipe and in checkpoints as what it is here.
+    arguments.mixed_precision = chosen_precision(arguments.mixed_precision)
     trackers = [] if arguments.report_to == "none" else arguments.report_to.split(",")
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
@@ -529,12 +532,10 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-@torch.no_grad()
 def _warn_of_slow_bfloat16(accelerator: Accelerator):
     if accelerator.mixed_precision != "bf16" or accelerator.device.type != "cpu":
         return
-    with torch.random.fork_rng():
-        slowdown = bfloat16_slowdown(accelerator.device)
+    slowdown = bfloat16_slowdown(accelerator.device)
     if slowdown > 1.5:
         logger.warning(
             f"bfloat16 takes {slowdown:.1f} times as long as float32 on this processor, measured just now: "

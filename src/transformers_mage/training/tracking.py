@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -136,23 +135,6 @@ def expected_masks(config: MageConfig, batch_size: int) -> MageMasks:
     num_masked, num_dropped = math.ceil(length * ratio), math.ceil(length * (config.drop_ratio or 0))
     positions = torch.arange(length).expand(batch_size, length)
     return MageMasks(positions < num_masked, positions < num_dropped, num_dropped, num_masked * batch_size, num_masked)
-
-
-def bfloat16_slowdown(device: torch.device) -> float:
-    """How many times as long as in float32 the device takes for a linear layer and a convolution in bfloat16."""
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = torch.nn.Linear(256, 256, device=device, dtype=dtype)
-        convolution = torch.nn.Conv2d(32, 32, 3, device=device, dtype=dtype)
-        features, pixels = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, 256), (4, 32, 32, 32)))
-        taken = []
-        for _ in range(3):
-            start = time.perf_counter()
-            layer(features).sum().item()
-            convolution(pixels).sum().item()
-            taken.append(time.perf_counter() - start)
-        seconds.append(min(taken))
-    return seconds[1] / seconds[0]
 
 
 def peak_flops(device: torch.device) -> float | None:
