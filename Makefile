@@ -6,7 +6,7 @@ NOTEBOOKS_INSTALLED = $(VENV)/.notebooks-installed
 SPACE_VENV ?= .venv-space
 SPACE_INSTALLED = $(SPACE_VENV)/.installed
 
-.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion fashion-claims clean test-faults
+.PHONY: test test-fast test-peers test-space lint types notebooks space demo digits ablation emoji fashion fashion-claims clean test-faults benchmark-gpu
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
@@ -65,6 +65,18 @@ fashion: $(INSTALLED)
 # The paper's claims in small, after `make fashion`: 27 small models, several hours. Interrupted, it continues.
 fashion-claims: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.fashion.show_claims --card model_cards/mage-fashion/README.md
+
+# What docs/performance.md says of a GPU, and what it misses, for 80 GB: tables and profiles, also in outputs/benchmark-gpu.md.
+GPU_BENCHMARK = $(BIN)/python scripts/benchmark.py --dtype bfloat16 --compile --repetitions 3 --profile
+benchmark-gpu: $(INSTALLED)
+	mkdir -p outputs
+	for size in vit-base vit-large; do \
+		$(GPU_BENCHMARK) --size $$size --compare plain --workloads generate --batch_size 1; \
+		$(GPU_BENCHMARK) --size $$size --compare plain --workloads generate features --batch_size 64; \
+		$(GPU_BENCHMARK) --size $$size --compare plain --workloads train train-pixels --batch_size 64; \
+		$(GPU_BENCHMARK) --size $$size --workloads features train train-pixels --batch_size 256; \
+	done | tee outputs/benchmark-gpu.md
+	$(GPU_BENCHMARK) --workloads train-tokenizer --batch_size 16 | tee -a outputs/benchmark-gpu.md
 
 # The page of examples/space; gradio wants an older pillow than the tests run with.
 space: $(SPACE_INSTALLED)
