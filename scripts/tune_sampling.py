@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None):
     pipe, folder = load_pipeline(arguments), Path(arguments.output_dir)
     with locked(folder):
         rows = try_untried(arguments, pipe, Tries(folder / "tries.jsonl"))
-        draw_frontier(rows, "fid", folder / "frontier.png", f"FID ({arguments.feature_network} features)")
+        draw_frontier(rows, {"fid": f"FID ({arguments.feature_network} features)"}, folder / "frontier.png")
     print(table_of(frontier(rows, "fid")))
     if arguments.budget is not None:
         report_best(arguments, best_within(rows, "fid", arguments.budget))

@@ -4,8 +4,7 @@ Tries ways of sampling a model of clothes, and scores each against the validatio
     python -m examples.fashion.sweep --model_name_or_path outputs/fashion/mage --judge outputs/fashion/judge
 
 What scripts/tune_sampling.py does with any model, by the judge of clothes. Each try is added to `sweep.jsonl` at once,
-and what is there is not tried again; `frontier.png` shows the distances against the work, and `frontier-NETWORK.png`
-those by `--image_network`.
+and what is there is not tried again; `frontier.png` shows the distances against the work, `table.md` has them.
 """
 
 import argparse
@@ -18,9 +17,12 @@ from transformers_mage.benchmarking import (
     combinations,
     count_gflops,
     draw_frontier,
+    method_of,
     pipe_with,
     without_weights,
 )
+from transformers_mage.files import write_text
+from transformers_mage.hub.cards import markdown_table, percent
 
 from .images import load_split
 from .judge import FashionJudge, judge_images
@@ -65,12 +67,28 @@ def main(argv: list[str] | None = None):
         scores = fashion_scores(judge, images, references) | distance(images)
         tries.add(setting | {"gflops": work} | scores)
         print(json.dumps(tries.rows[-1]), flush=True)
-    rows = averaged(tries.of(settings), settings, "fd")
-    draw_frontier(rows, "fd", arguments.output_dir / "frontier.png", "Fréchet distance (judge)")
-    if arguments.image_network:
-        name = arguments.image_network
-        rows = averaged(tries.of(settings), settings, f"fd_{name}")
-        draw_frontier(rows, f"fd_{name}", arguments.output_dir / f"frontier-{name}.png", f"Fréchet distance ({name})")
+    report(tries.of(settings), settings, arguments.image_network, arguments.output_dir)
+
+
+def report(rows: list[dict], settings: list[dict], image_network: str | None, folder: Path):
+    """Means over seeds, as a picture and as a table, the cheapest first."""
+    scores = {"fd": "Fréchet distance, judge of clothes"}
+    if image_network:
+        scores[f"fd_{image_network}"] = f"Fréchet distance, {image_network}"
+    means = averaged(rows, settings, *scores, "sure")
+    draw_frontier(means, scores, folder / "frontier.png")
+    header = ["steps", "way", "GFLOP", *scores.values(), "sure, %", "seeds"]
+    table = [
+        [
+            *(row["num_inference_steps"], method_of(row), f"{row['gflops']:.2f}"),
+            *(f"{row[score]:.2f}" for score in scores),
+            *(percent(row["sure"]), row["seeds"]),
+        ]
+        for row in sorted(means, key=lambda row: row["gflops"])
+    ]
+    spreads = [f"{max(row[f'{score}_spread'] for row in means):.2f} ({label})" for score, label in scores.items()]
+    text = f"{markdown_table(header, table)}\n\nSeeds differ by up to {', '.join(spreads)}.\n"
+    write_text(folder / "table.md", text)
 
 
 def all_settings(arguments: argparse.Namespace) -> list[dict]:

@@ -171,6 +171,8 @@ def test_ways_of_sampling_are_tried_once(data, tmp_path, small_config, monkeypat
     ]  # fmt: skip
     assert all(row["gflops"] > 0 and row["fd"] >= 0 for row in rows)
     assert (tmp_path / "sweep" / "frontier.png").exists()
+    table = (tmp_path / "sweep" / "table.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[1] for line in table if line.startswith("| 3 |")] == ["keep 0.5", "plain"]
     monkeypatch.setattr(sweep, "generate", None)
     sweep.main([str(flag) for flag in flags])
 

@@ -14,7 +14,7 @@ __getattr__, __all__ = lazy_front(
         "reporting": ["as_json", "describe_machine", "markdown_table", "ratio_table"],
         "tuning": [
             *("Tries", "averaged", "best_within", "combinations", "count_gflops", "draw_frontier", "frontier"),
-            *("pipe_with", "save_setting", "without_weights"),
+            *("method_of", "pipe_with", "save_setting", "without_weights"),
         ],
         "workloads": ["NEED_MORE", "ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
     },

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..files import write_json, write_text
 from ..pipeline_mage import MagePipeline
 from ..scheduling_mage import MageScheduler
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row: TypeAlias = dict[str, Any]
 
@@ -23,6 +26,8 @@ SCHEDULER_CHOICES = (
     *("unmasking_order", "token_temperature", "top_k", "top_p"),
 )
 WORK = "gflops"
+# In a picture.
+_MOST_NUMBERS = 30
 
 
 def combinations(choices: Mapping[str, Sequence[Any]]) -> list[Row]:
@@ -90,16 +95,26 @@ class Tries:
         write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))
 
 
-def averaged(rows: Sequence[Row], settings: Sequence[Row], score: str) -> list[Row]:
-    """One row for each of the settings without its seed: work, mean `score`, and `seeds`, how many were tried."""
+def averaged(rows: Sequence[Row], settings: Sequence[Row], *scores: str) -> list[Row]:
+    """
+    One row for each of the settings without its seed: its work, each score's mean and its range over the seeds
+    (`SCORE_spread`), and `seeds`, how many were tried.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         setting = {name: row[name] for name in (*settings[0], WORK) if name != "seed"}
         groups.setdefault(json.dumps(setting), []).append(row)
     return [
-        json.loads(setting) | {score: statistics.fmean(row[score] for row in group), "seeds": len(group)}
+        json.loads(setting)
+        | _means([[row[score] for row in group] for score in scores], scores)
+        | {"seeds": len(group)}
         for setting, group in groups.items()
     ]
+
+
+def _means(values: Sequence[Sequence[float]], names: Sequence[str]) -> Row:
+    means = {name: statistics.fmean(each) for name, each in zip(names, values, strict=True)}
+    return means | {f"{name}_spread": max(each) - min(each) for name, each in zip(names, values, strict=True)}
 
 
 def frontier(rows: Sequence[Row], score: str) -> list[Row]:
@@ -133,20 +148,42 @@ def method_of(row: Row) -> str:
     return ", ".join(parts) or "plain"
 
 
-def draw_frontier(rows: Sequence[Row], score: str, path: Path, label: str | None = None):
-    """A picture of `score` against work: every try as a dot, and for each way to save work its frontier as a line."""
+def draw_frontier(rows: Sequence[Row], scores: Mapping[str, str], path: Path):
+    """
+    A picture of scores against work: every try as a dot, and for each way to save work its frontier as a line. Numbers
+    are steps: of all tries, or where these are many of those on a frontier.
+
+    Args:
+        rows (`Sequence[dict]`): tries.
+        scores (`Mapping[str, str]`): what each score of a panel is called there; lower ones are better.
+        path (`Path`): of the picture.
+    """
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = matplotlib.figure.Figure(figsize=(6.5 * len(scores), 4.5), layout="constrained")
+    for axes, (score, label) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
+        _draw_panel(axes, rows, score)
+        axes.set(xlabel="GFLOP an image", ylabel=label)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _draw_panel(axes: "Axes", rows: Sequence[Row], score: str):
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     for number, method in enumerate(dict.fromkeys(map(method_of, rows))):
         tried = [row for row in rows if method_of(row) == method]
         best, color = frontier(tried, score), f"C{number}"
-        axes.plot([row[WORK] for row in tried], [row[score] for row in tried], ".", color=color, alpha=0.4)
+        axes.plot([row[WORK] for row in tried], [row[score] for row in tried], ".", color=color, alpha=0.6)
         axes.plot([row[WORK] for row in best], [row[score] for row in best], "o-", color=color, label=method)
-    axes.set(xlabel="GFLOP an image", ylabel=label or score, xscale="log", yscale="log")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+        for row in tried if len(rows) <= _MOST_NUMBERS else best:
+            steps = str(row["num_inference_steps"])
+            axes.annotate(steps, (row[WORK], row[score]), (4, 4), textcoords="offset points", fontsize=8, color=color)
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save_setting(folder: Path, setting: Row):
