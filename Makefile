@@ -67,7 +67,7 @@ fashion-claims: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.fashion.show_claims --card model_cards/mage-fashion/README.md
 
 # What docs/performance.md says of a GPU, and what it misses, for 80 GB: tables and profiles, also in outputs/benchmark-gpu.md.
-GPU_BENCHMARK = $(BIN)/python scripts/benchmark.py --dtype bfloat16 --compile --repetitions 3 --profile
+GPU_BENCHMARK = $(BIN)/python scripts/benchmark.py --device cuda --dtype bfloat16 --compile --repetitions 3 --profile
 benchmark-gpu: $(INSTALLED)
 	mkdir -p outputs
 	for size in vit-base vit-large; do \

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from transformers_mage import MageConfig, MageForMaskedImageModeling, dropout, sample_masks
 from transformers_mage.dropout import MageDropout, apply_dropout
@@ -65,6 +66,12 @@ def test_compiled_code_draws_the_same():
         results.append((dropped, states.grad))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
     assert not torch.equal(*results[1][0])
+
+
+def test_shapes_are_known_without_drawing():
+    """As tools ask for them that plan memory."""
+    with FakeTensorMode():
+        assert apply_dropout(torch.ones(2, 3, dtype=torch.bfloat16), 0.5).shape == (2, 3)
 
 
 def test_a_copy_of_the_code_leaves_the_first_its_operation():

@@ -28,9 +28,7 @@ def apply_dropout(states: torch.Tensor, p: float, training: bool = True) -> torc
     """
     if not training or states.device.type != "cpu" or not 0 < round((1 - p) * _CHANCES) < _CHANCES:
         return F.dropout(states, p, training)
-    # As an operation it takes a while to be called, which only compilers need.
-    is_compiling = torch.compiler.is_compiling()
-    draw_factors = torch.ops.transformers_mage.draw_factors.default if is_compiling else _draw_factors
+    draw_factors = torch.ops.transformers_mage.draw_factors.default
     return states * draw_factors(torch.randint(_SEEDS, ()), states.shape, p, states.dtype)
 
 

@@ -7,9 +7,14 @@ import torch
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32: on a processor by measuring it, elsewhere if it is not emulated."""
+    # Of the extra `training`, which only those need who ask for this.
+    from accelerate.utils import is_bf16_available
+
     if device.type == "cpu":
         return bfloat16_slowdown(device) < 1
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return is_bf16_available()
 
 
 def chosen_precision(mixed_precision: str | None) -> str | None:
@@ -24,7 +29,6 @@ def chosen_precision(mixed_precision: str | None) -> str | None:
 
 def is_bfloat16_fast_for_all() -> bool:
     """[`has_fast_bfloat16`] of the main process's device."""
-    # Of the extra `training`, which only those need who ask for this.
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 

@@ -10,6 +10,8 @@ from transformers_mage import MageForMaskedImageModeling, sample_masks
 from transformers_mage.benchmarking import build_model, count_flops, plain_copy
 from transformers_mage.benchmarking.workloads import Setting, decode, encode, features, generate
 
+# Others start from a model.
+RECIPES = [path for path in sorted(Path(ROOT, "configs").glob("mage_*.yaml")) if "\nmodel:" in path.read_text()]
 # GFLOP an image, counted on the original.
 ORIGINAL_GFLOPS = {
     "vit-base": {"train": 164, "train-pixels": 293, "features": 175, "generate": 1751, "encode": 129, "decode": 187},
@@ -90,11 +92,7 @@ def test_plain_tokenizer_executes_what_does_nothing():
     assert count_flops("decode", plain_copy(model)) > 1.2 * count_flops("decode", model)
 
 
-RECIPES = sorted(Path(ROOT, "configs").glob("mage_*.yaml"))
-OF_MODELS = [recipe for recipe in RECIPES if "\nmodel:" in f"\n{recipe.read_text()}"]
-
-
-@pytest.mark.parametrize("recipe", OF_MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_models_of_recipes_can_be_measured(recipe: Path):
     """Their tokenizers, which recipes do not describe, fit their grids."""
     config = build_model(str(recipe), "meta").config
