@@ -1,5 +1,6 @@
 """Small models and images that the tests share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from diffusers import VQModel
 from PIL import Image as PilImage
 from transformers import ViTImageProcessorPil, set_seed
 
-from tests.in_process import VQ_FLAGS, load_module, load_script
+from tests.in_process import VQ_FLAGS, forget_accelerate, load_module, load_script
 from tests.reference import BASE, TINY, ReferenceCase
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
 from transformers_mage.training.arguments import TrainingArguments
@@ -30,8 +31,19 @@ SMALL_VQ_CONFIG = {
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _afresh():
+    """No test knows of those before it, which are others with another number of workers."""
     set_seed(0)
+    forget_accelerate()
+
+
+@pytest.fixture
+def clean_environment():
+    """Takes back what launching processes says to those that come after."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session", params=["tiny", pytest.param("base", marks=pytest.mark.slow)])

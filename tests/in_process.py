@@ -22,6 +22,12 @@ MODEL_FLAGS += ["--model.decoder_num_hidden_layers", "1", "--model.decoder_num_a
 MODEL_FLAGS += ["--train_batch_size", "8", "--report_to", "none"]
 
 
+def forget_accelerate():
+    """Makes the next `Accelerator` of this process as if it were the first, which decides for all that follow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def load_module(name: str) -> ModuleType:
     """scripts/NAME.py."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
@@ -35,8 +41,7 @@ def load_script(name: str) -> Callable[[list[str]], None]:
     module = load_module(name)
 
     def run(argv: list[str]):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerate()
         module.main([str(word) for word in argv])
 
     run.module = vars(module)

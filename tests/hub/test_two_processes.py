@@ -1,6 +1,5 @@
 """Two training processes, as `accelerate launch` starts them, that read their data from the Hub and push to it."""
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState, debug_launcher
-from accelerate.state import AcceleratorState, GradientState
 from torch.multiprocessing import ProcessExitedException
 
 from tests.in_process import MODEL_FLAGS, load_script
@@ -21,17 +19,6 @@ from .test_datasets_by_name import NAME, NAMES, imagenet  # noqa: F401 (a fixtur
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_environment")]
 BATCH_SIZE, STEPS_OF_AN_EPOCH = 4, 6
-
-
-@pytest.fixture
-def clean_environment():
-    """Forgets what launching processes leaves behind."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def train(words: list[str], seen: Path | None = None):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PilImage
 
-from tests.in_process import load_module
+from tests.in_process import forget_accelerate, load_module
 from transformers_mage.data.loading import DatasetSpec
 from transformers_mage.quickstart import Quickstart, choosing, judging, recipes, running
 from transformers_mage.quickstart.measuring import Machine, Rates
@@ -51,8 +50,7 @@ def start(steady_machine) -> Callable[..., Quickstart]:
     """A quickstart of a folder, for so few hours that every stage is as short as it can be."""
 
     def start(images: Path, output_dir: Path, hours: float = 1e-4) -> Quickstart:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerate()
         return Quickstart(DatasetSpec(str(images)), hours, output_dir, lambda name: load_module(name).main.__wrapped__)
 
     return start

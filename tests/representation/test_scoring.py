@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 
+from tests.in_process import forget_accelerate
 from transformers_mage.data.batches import Loading
 from transformers_mage.data.labelled_images import EvaluationImages
 from transformers_mage.data.loading import Columns
@@ -51,7 +51,7 @@ def run_process(rank: int, port: int, dataset: Dataset, folder: Path):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)  # threads do not survive a fork
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     scores = {size: evaluate_numbers(dataset.take(size), accelerator) for size in (50, 17, 1)}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import VQModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -119,17 +118,6 @@ def kill_at_step(number: int):
         return original(*args, **kwargs)
 
     torch.optim.AdamW.step = deadly
-
-
-@pytest.fixture
-def clean_environment():
-    """Forgets what launching processes leaves behind."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def train_alone(words: list[str]):

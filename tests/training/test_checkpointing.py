@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
 from transformers_mage.files import FolderError
 from transformers_mage.training import checkpointing
@@ -24,8 +23,6 @@ from transformers_mage.training.checkpointing import (
 
 @pytest.fixture
 def accelerator() -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     accelerator = Accelerator(cpu=True)
     accelerator.register_for_checkpointing(Progress(step=7))
     accelerator.prepare(torch.nn.Linear(2, 2))

@@ -1,16 +1,15 @@
 """The same images give the same gradients, however they are spread over processes and micro-batches."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.in_process import forget_accelerate
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MageMasks, sample_masks
 from transformers_mage.training.contrastive import contrast_micro_batches
 from transformers_mage.training.pretraining import MageForPreTraining
@@ -42,8 +41,7 @@ def gradients(
     some that know nothing of each other.
     """
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     model = pretraining_model(contrastive_weight)
     config = model.mage.config
@@ -88,17 +86,6 @@ def assert_same(first: Path, second: Path):
     first, second = torch.load(first)["gradients"], torch.load(second)["gradients"]
     assert first
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
-
-
-@pytest.fixture
-def clean_environment():
-    """Forgets what launching processes leaves behind."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.usefixtures("clean_environment")

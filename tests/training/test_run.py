@@ -1,17 +1,9 @@
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from transformers_mage import precision
 from transformers_mage.training import run
 from transformers_mage.training.arguments import TrainingArguments
 from transformers_mage.training.run import create_accelerator
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("said_by_accelerate", [None, "1", "auto"])
