@@ -58,12 +58,10 @@ OTHER = ("dtype", "compile", "quantization", "num_inference_steps", "encoder_kee
 
 @dataclass
 class BenchmarkArguments:
-    workloads: list[str] = field(
-        default_factory=lambda: [name for name in WORKLOADS if name not in NEED_MORE],
-        metadata={
-            "help": f"What to measure, of {', '.join(WORKLOADS)}; by default all but {', '.join(NEED_MORE)}, "
-            "which needs the extra `perceptual`."
-        },
+    workloads: list[str] = argument(
+        [name for name in WORKLOADS if name not in NEED_MORE],
+        f"What to measure, of {', '.join(WORKLOADS)}; by default all but {', '.join(NEED_MORE)}, which needs the "
+        "extra `perceptual`.",
     )
     size: str = argument(
         "vit-base", f"The model: {', '.join(SIZES)}, or a recipe of train_mage.py, as configs/mage_digits.yaml."
@@ -90,10 +88,7 @@ class BenchmarkArguments:
     encoder_keep_share: float | None = argument(None, "Least share of the tokens that the encoder of `generate` sees.")
     full_steps: int = argument(1, "Every how many steps of `generate` compute all tokens.")
     dataloader_num_workers: int = argument(0, "Processes that load, in `extract`, `load-tokens` and `load-jpegs`.")
-    jpeg_size: list[int] = field(
-        default_factory=lambda: [375, 500],
-        metadata={"help": "Height and width of the files of `extract` and `load-jpegs`."},
-    )
+    jpeg_size: list[int] = argument([375, 500], "Height and width of the files of `extract` and `load-jpegs`.")
     warmup: int = argument(2, "Calls before the first that counts; compiled training is compiled in two of them.")
     repetitions: int = argument(5, "Calls that count.")
     memory: bool = argument(True, "Measure the peak of memory, in a call of its own.")

@@ -8,12 +8,12 @@ random weights tell, by linear probes and nearest neighbours.
 Other models join with `--other_models MAGE-C=FOLDER`. The table goes to `results.md`, its numbers to `results.json`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from transformers_mage.command_line import parse_arguments, reports_errors
+from transformers_mage.command_line import argument, parse_arguments, reports_errors
 from transformers_mage.representation import (
     ClassificationArguments,
     FeatureExtractor,
@@ -29,14 +29,9 @@ from transformers_mage.representation import (
 
 @dataclass
 class ComparisonArguments(ClassificationArguments):
-    layers: list[int] = field(
-        default_factory=lambda: [-1],
-        metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
-    )
-    poolings: list[str] = field(default_factory=lambda: ["mean"], metadata={"help": "Among mean and cls."})
-    other_models: list[str] = field(
-        default_factory=list, metadata={"help": "Models to compare with, of images of the same size: NAME=FOLDER."}
-    )
+    layers: list[int] = argument([-1], "Layers: 0 are the embeddings, -1 is the last one, before the final norm.")
+    poolings: list[str] = argument(["mean"], "Among mean and cls.")
+    other_models: list[str] = argument([], "Models to compare with, of images of the same size: NAME=FOLDER.")
 
     def check(self):
         super().check()

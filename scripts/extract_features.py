@@ -8,7 +8,7 @@ Computes the features of all images of a dataset, once.
 Several layers and poolings come from the same pass. The same command resumes after a kill.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,14 +36,9 @@ from transformers_mage.representation.feature_store import FORMATS
 @dataclass
 class ExtractionArguments(DataArguments):
     model_name_or_path: str | None = argument(None, "A MAGE model's folder or Hub name.")
-    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "The splits to read."})
-    layers: list[int] = field(
-        default_factory=lambda: [-1],
-        metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
-    )
-    poolings: list[str] = field(
-        default_factory=lambda: ["mean"], metadata={"help": "Among mean, cls, and tokens, which is every token."}
-    )
+    splits: list[str] = argument(["train"], "The splits to read.")
+    layers: list[int] = argument([-1], "Layers: 0 are the embeddings, -1 is the last one, before the final norm.")
+    poolings: list[str] = argument(["mean"], "Among mean, cls, and tokens, which is every token.")
     image_size: int | None = argument(None, "Side of the images, if it is not the model's.")
     max_samples: int | None = argument(None, "Read the first images only.")
     batch_size: int = argument(64, "Images in one forward pass of one process.")

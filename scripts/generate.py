@@ -10,7 +10,7 @@ numbers are rounded in another order there, which can turn the choice between tw
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,13 +34,21 @@ from transformers_mage.sampling import (
     check_folder,
     write_manifest,
 )
-from transformers_mage.scheduling_mage import MASKING_SCHEDULES, UNMASKING_ORDERS
+from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES, UNMASKING_ORDERS
 from transformers_mage.visualization import draw_grid
 
-SCHEDULER_CHOICES = ("masking_schedule", "unmasking_order", "token_temperature", "top_k", "top_p")
+SCHEDULER_CHOICES = (
+    *("masking_schedule", "temperature_schedule", "unmasking_order"),
+    *("token_temperature", "top_k", "top_p"),
+)
 PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule", "guidance_interval")
 # Ways to save work, of the pipeline itself.
 SAVINGS = ("encoder_keep_share", "full_steps")
+# How images were made before these could be chosen; folders of then are resumed.
+EARLIER = {
+    **{"encoder_keep_share": None, "full_steps": 1},
+    **{"guidance_interval": [0.0, 1.0], "temperature_schedule": "linear"},
+}
 NUM_IN_GRID = 64
 
 
@@ -69,14 +77,16 @@ class GenerationArguments:
     )
     guidance_scale: float = argument(0.0, "Strength of classifier-free guidance; 0 is none.")
     guidance_schedule: str = argument("linear", "How guidance rises.", choices=list(GUIDANCE_SCHEDULES))
-    guidance_interval: list[float] = field(
-        default_factory=lambda: [0.0, 1.0],
-        metadata={"help": "Shares of the steps from which and up to which there is guidance; others cost half."},
+    guidance_interval: list[float] = argument(
+        [0.0, 1.0], "Shares of the steps from which and up to which there is guidance; others cost half."
     )
     num_inference_steps: int | None = argument(None, "Decoding steps; the model's scheduler says how many.")
     temperature: float | None = argument(None, "Strength of the noise on the choice of tokens to keep.")
     masking_schedule: str | None = argument(
         None, "How the number of masked tokens falls.", choices=list(MASKING_SCHEDULES)
+    )
+    temperature_schedule: str | None = argument(
+        None, "How that noise falls over the steps.", choices=list(TEMPERATURE_SCHEDULES)
     )
     unmasking_order: str | None = argument(None, "Which tokens are kept first.", choices=list(UNMASKING_ORDERS))
     token_temperature: float | None = argument(None, "Divides the logits that tokens are sampled from.")
@@ -116,7 +126,7 @@ def run(arguments: GenerationArguments, pipe: MagePipeline, state: PartialState)
     classes = ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
     pipe.check_guidance(arguments.guidance_scale, arguments.guidance_schedule, arguments.guidance_interval)
     settings = describe(arguments, pipe, classes)
-    is_resumed = check_folder(folder, settings)
+    is_resumed = check_folder(folder, settings, EARLIER)
     writer = create_writer(arguments, pipe)
     sampler = Sampler(pipe, classes, arguments.seed, {name: getattr(arguments, name) for name in PIPELINE_CHOICES})
     state.wait_for_everyone()
@@ -165,23 +175,27 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
 
 def describe(arguments: GenerationArguments, pipe: MagePipeline, classes: ClassPlan) -> dict:
     """Whatever decides what the images are and how they are kept."""
-    names = ("num_images", "seed", "output_format", "dtype", "guidance_scale", "guidance_schedule")
+    names = (
+        "num_images",
+        "seed",
+        "output_format",
+        "dtype",
+        "guidance_scale",
+        "guidance_schedule",
+        "guidance_interval",
+    )
     shards = {"shard_size": arguments.shard_size} if arguments.output_format == "tar" else {}
     scheduler = {key: pipe.scheduler.config[key] for key in SCHEDULER_CHOICES}
     for key in ("num_inference_steps", "temperature"):
         given = getattr(arguments, key)
         scheduler[key] = pipe.scheduler.config[key] if given is None else given
-    # Only where they differ from the plain way: folders of before they existed are resumed.
-    later = {key: pipe.config[key] for key, plain in zip(SAVINGS, (None, 1), strict=True) if pipe.config[key] != plain}
-    if arguments.guidance_interval != [0.0, 1.0]:
-        later["guidance_interval"] = arguments.guidance_interval
     return {
         "model": fingerprint(pipe.model),
         "class_labels": classes.describe(),
         **{name: getattr(arguments, name) for name in names},
         **shards,
         **scheduler,
-        **later,
+        **{key: pipe.config[key] for key in SAVINGS},
     }
 
 

@@ -14,7 +14,7 @@ Results go to `results.json` and, as a table, to `results.md`; the best probe is
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,11 +64,8 @@ logger = get_logger(__name__)
 
 @dataclass
 class ProbeArguments(ClassificationArguments, TrainingArguments):
-    layers: list[int] = field(
-        default_factory=lambda: [-1],
-        metadata={"help": "Layers: 0 are the embeddings, -1 is the last one, before the final norm."},
-    )
-    poolings: list[str] = field(default_factory=lambda: ["mean"], metadata={"help": "Among mean and cls."})
+    layers: list[int] = argument([-1], "Layers: 0 are the embeddings, -1 is the last one, before the final norm.")
+    poolings: list[str] = argument(["mean"], "Among mean and cls.")
     cached_features: bool = argument(False, "Compute the features once, without augmentation.")
     features_dir: str | None = argument(None, "Where they are kept; by default in the folder of the results.")
     num_neighbours: int = argument(20, "Nearest neighbours that vote, with `--cached_features`.")

@@ -3,13 +3,15 @@ Finds how to sample a MAGE model: tries settings, scores each against real image
 
     python scripts/tune_sampling.py --model_name_or_path FOLDER --references imagenet/val --output_dir tuning
     python scripts/tune_sampling.py ... --encoder_keep_share 1 0.5 --full_steps 1 2 --budget 500 --save
+    python scripts/tune_sampling.py ... --guidance_scale 1 2 4 --guidance_interval 0 1 0.5 1
 
-Every try is a line of `tries.jsonl`, and what is there is not tried again: the same command resumes. `frontier.png`
-shows the scores against the work. With `--budget`, the best setting that costs no more is named, and with `--save`
-written into the model's folder and its card.
+All combinations of the values are tried, and what has none stays as the model's folder says. Every try is a line of
+`tries.jsonl`, and what is there is not tried again: the same command resumes. `frontier.png` shows the scores against
+the work. With `--budget`, the best setting that costs no more is named, and with `--save` written into the model's
+folder and its card.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +19,9 @@ from accelerate import PartialState
 
 from transformers_mage import MagePipeline
 from transformers_mage.benchmarking import (
+    GUIDANCE_CHOICES,
+    PIPELINE_CHOICES,
+    SCHEDULER_CHOICES,
     Tries,
     averaged,
     best_within,
@@ -24,11 +29,13 @@ from transformers_mage.benchmarking import (
     count_gflops,
     draw_frontier,
     frontier,
+    guidance_of,
     pipe_with,
     save_setting,
     without_weights,
 )
 from transformers_mage.command_line import argument, check_numbers, parse_arguments, reports_errors
+from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import fingerprint, locked
 from transformers_mage.hub.cards import markdown_table, replace_block
 from transformers_mage.hub_folders import UNREADABLE
@@ -36,12 +43,10 @@ from transformers_mage.metrics import FrechetInceptionDistance, ImageCollection,
 from transformers_mage.metrics.feature_networks import FeatureNetwork
 from transformers_mage.progress import progress_bar
 from transformers_mage.sampling import ClassPlan, Sampler
-from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES
+from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES, UNMASKING_ORDERS
 
-CHOICES = (
-    *("num_inference_steps", "temperature", "masking_schedule", "temperature_schedule"),
-    *("encoder_keep_share", "full_steps"),
-)
+CHOICES = (*SCHEDULER_CHOICES, *GUIDANCE_CHOICES, *PIPELINE_CHOICES)
+UNGUIDED = {"guidance_scale": 0.0, "guidance_schedule": "linear", "guidance_interval": [0.0, 1.0]}
 CARD_BLOCK = "sampling"
 
 
@@ -56,28 +61,25 @@ class TuningArguments:
     )
     inception_weights: str | None = argument(None, "torch-fidelity's weights file, if it is not in torch's cache.")
     num_images: int = argument(5000, "Images of each try.")
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Each setting is tried with all of them."})
+    seeds: list[int] = argument([0], "Each setting is tried with all of them.")
     batch_size: int = argument(64, "Images made at once.")
-    guidance_scale: float = argument(0.0, "Strength of classifier-free guidance; 0 is none.")
-    num_inference_steps: list[int] = field(
-        default_factory=lambda: [8, 12, 16, 20], metadata={"help": "Decoding steps to try."}
+
+    num_inference_steps: list[int] = argument([8, 12, 16, 20], "Decoding steps to try.")
+    temperature: list[float] = argument([3.0, 6.0, 12.0], "Strengths of the noise on the choice of tokens to try.")
+    encoder_keep_share: list[float] = argument([1.0, 0.5], "Least shares that the encoder sees to try; 1 is all.")
+    full_steps: list[int] = argument([], "Every how many steps all tokens are computed, to try.")
+    masking_schedule: list[str] = argument([], f"Schedules to try, of {', '.join(MASKING_SCHEDULES)}.")
+    temperature_schedule: list[str] = argument([], f"And of {', '.join(TEMPERATURE_SCHEDULES)}.")
+    unmasking_order: list[str] = argument([], f"Orders to try, of {', '.join(UNMASKING_ORDERS)}.")
+    token_temperature: list[float] = argument([], "What divides the logits that tokens are sampled from, to try.")
+    top_k: list[int] = argument([], "Numbers of likeliest codes to sample among, to try.")
+    top_p: list[float] = argument([], "Probabilities of the likeliest codes to sample among, to try.")
+    guidance_scale: list[float] = argument([], "Strengths of classifier-free guidance to try; 0 is none.")
+    guidance_schedule: list[str] = argument([], f"How guidance rises, of {', '.join(GUIDANCE_SCHEDULES)}.")
+    guidance_interval: list[float] = argument(
+        [], "From which and up to which share of the steps there is guidance: `0 1 0.5 1` tries two intervals."
     )
-    temperature: list[float] = field(
-        default_factory=lambda: [3.0, 6.0, 12.0],
-        metadata={"help": "Strengths of the noise on the choice of tokens to try."},
-    )
-    masking_schedule: list[str] = field(
-        default_factory=lambda: ["cosine"], metadata={"help": f"Schedules to try, of {', '.join(MASKING_SCHEDULES)}."}
-    )
-    temperature_schedule: list[str] = field(
-        default_factory=lambda: ["linear"], metadata={"help": f"And of {', '.join(TEMPERATURE_SCHEDULES)}."}
-    )
-    encoder_keep_share: list[float] = field(
-        default_factory=lambda: [1.0, 0.5], metadata={"help": "Least shares that the encoder sees to try; 1 is all."}
-    )
-    full_steps: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Every how many steps all tokens are computed, to try."}
-    )
+
     budget: float | None = argument(None, "Name the best setting of at most so many GFLOP an image.")
     save: bool = argument(False, "Write the best setting into the model's folder, and its score into its card.")
     output_dir: str = argument("tuning", "Where the tries go.")
@@ -85,7 +87,20 @@ class TuningArguments:
     def check(self):
         if not self.model_name_or_path or not self.references:
             raise ValueError("Say which model to tune (`--model_name_or_path`) and by which images (`--references`).")
-        check_numbers(self, "num_images batch_size", at_least=1)
+        check_numbers(self, "num_images batch_size num_inference_steps full_steps top_k", at_least=1)
+        check_numbers(self, "seeds temperature token_temperature guidance_scale", at_least=0)
+        check_numbers(self, "encoder_keep_share top_p", more_than=0, at_most=1)
+        for name in ("seeds", "num_inference_steps"):
+            if not getattr(self, name):
+                raise ValueError(f"`--{name}` takes a value at least.")
+        if not any(self.guidance_scale) and (self.guidance_schedule or self.guidance_interval):
+            raise ValueError(
+                "How guidance goes over the steps can be tried where there is some: add `--guidance_scale`."
+            )
+        if len(self.guidance_interval) % 2:
+            raise ValueError(
+                f"`--guidance_interval` takes two shares for each interval, got {self.guidance_interval}."
+            )
         if self.save and self.budget is None:
             raise ValueError("`--save` writes the best setting within a budget: add `--budget GFLOP`.")
         if self.save and not Path(self.model_name_or_path).is_dir():
@@ -99,7 +114,7 @@ def main(argv: list[str] | None = None):
     with locked(folder):
         rows = try_untried(arguments, pipe, Tries(folder / "tries.jsonl"))
         draw_frontier(rows, {"fid": f"FID ({arguments.feature_network} features)"}, folder / "frontier.png")
-    print(table_of(frontier(rows, "fid")))
+    print(table_of(frontier(rows, "fid"), arguments))
     if arguments.budget is not None:
         report_best(arguments, best_within(rows, "fid", arguments.budget))
 
@@ -109,18 +124,19 @@ def try_untried(arguments: TuningArguments, pipe: MagePipeline, tries: Tries) ->
     common = {
         "model": fingerprint(pipe.model),
         **{name: getattr(arguments, name) for name in ("references", "feature_network", "num_images")},
-        "guidance_scale": arguments.guidance_scale,
     }
-    settings = [common | setting for setting in all_settings(arguments)]
+    settings = [common | setting for setting in all_settings(arguments, pipe)]
     untried = tries.untried(settings)
     if untried:
+        # First, since it takes seconds and finds settings that cannot be.
+        counted = without_weights(pipe)
+        work = [count_work(counted, setting) for setting in progress_bar(untried, desc="Counting")]
         network = load_feature_network(arguments.feature_network, arguments.inception_weights).to(pipe.device)
-        features, counted = FeatureNetwork(network), without_weights(pipe)
+        features = FeatureNetwork(network)
         references = reference_features(arguments, features, pipe)
-        for setting in progress_bar(untried, desc="Trying"):
+        for setting, gflops in zip(progress_bar(untried, desc="Trying"), work, strict=True):
             scores = score(pipe_with(pipe, setting), setting, arguments, features, references)
-            work = count_gflops(pipe_with(counted, setting), **call_arguments(pipe, setting, 1))
-            tries.add(setting | {"gflops": work} | scores)
+            tries.add(setting | {"gflops": gflops} | scores)
     return averaged(tries.of(settings), settings, "fid")
 
 
@@ -134,11 +150,21 @@ def load_pipeline(arguments: TuningArguments) -> MagePipeline:
     return pipe
 
 
-def all_settings(arguments: TuningArguments) -> list[dict]:
-    choices = {name: getattr(arguments, name) for name in CHOICES} | {"seed": arguments.seeds}
+def all_settings(arguments: TuningArguments, pipe: MagePipeline) -> list[dict]:
+    own = UNGUIDED | {name: pipe.scheduler.config[name] for name in SCHEDULER_CHOICES}
+    own |= {name: pipe.config[name] for name in PIPELINE_CHOICES}
+    choices = {name: getattr(arguments, name) or [own[name]] for name in CHOICES} | {"seed": arguments.seeds}
+    shares = arguments.guidance_interval or own["guidance_interval"]
+    choices["guidance_interval"] = [[begin, end] for begin, end in zip(shares[::2], shares[1::2], strict=True)]
     # Of all tokens nothing is dropped.
     choices["encoder_keep_share"] = [None if share == 1 else share for share in choices["encoder_keep_share"]]
     return combinations(choices)
+
+
+def count_work(counted: MagePipeline, setting: dict) -> float:
+    """GFLOP of an image; raises ValueError for a setting that does not exist or that the model cannot have."""
+    image = {"class_labels": [0]} if counted.model.config.num_classes else {"num_images": 1}
+    return count_gflops(pipe_with(counted, setting), **image, **guidance_of(setting))
 
 
 def reference_features(arguments: TuningArguments, features: FeatureNetwork, pipe: MagePipeline) -> torch.Tensor:
@@ -157,8 +183,7 @@ def score(
 ) -> dict[str, float]:
     """The Fréchet distance of a setting's images."""
     classes = ClassPlan(pipe.model.config, None, arguments.num_images)
-    guidance = {"guidance_scale": arguments.guidance_scale} if arguments.guidance_scale else {}
-    make = Sampler(pipe, classes, setting["seed"], guidance)
+    make = Sampler(pipe, classes, setting["seed"], guidance_of(setting))
     metric = FrechetInceptionDistance(features.network)
     metric.add_batch(references=references)
     for start in progress_bar(range(0, arguments.num_images, arguments.batch_size), desc="Generating", leave=False):
@@ -168,28 +193,28 @@ def score(
     return metric.compute()
 
 
-def call_arguments(pipe: MagePipeline, setting: dict, num_images: int) -> dict:
-    if not pipe.model.config.num_classes:
-        return {"num_images": num_images}
-    return {"class_labels": [0] * num_images, "guidance_scale": setting["guidance_scale"]}
-
-
-def table_of(rows: list[dict]) -> str:
-    header = [*CHOICES, "GFLOP an image", "FID"]
+def table_of(rows: list[dict], arguments: TuningArguments) -> str:
+    """With a column for each choice that there was."""
+    names = [name for name in CHOICES if getattr(arguments, name)]
+    header = [*names, "GFLOP an image", "FID"]
     return markdown_table(
-        header, [[*(row[name] for name in CHOICES), f"{row['gflops']:.4g}", f"{row['fid']:.4g}"] for row in rows]
+        header, [[*(row[name] for name in names), f"{row['gflops']:.4g}", f"{row['fid']:.4g}"] for row in rows]
     )
 
 
 def report_best(arguments: TuningArguments, best: dict):
-    print(f"\nThe best of at most {arguments.budget:g} GFLOP an image:\n\n{table_of([best])}")
+    said, guidance = table_of([best], arguments), guidance_of(best)
+    if guidance:
+        call = ", ".join(f"{name}={value!r}" for name, value in guidance.items())
+        said += f"\n\nGuidance is said in each call: `pipe(..., {call})`."
+    print(f"\nThe best of at most {arguments.budget:g} GFLOP an image:\n\n{said}")
     if not arguments.save:
         return
     folder = Path(arguments.model_name_or_path)
     save_setting(folder, best)
     note = (
         f"Sampled by default with these settings, found by `scripts/tune_sampling.py` (FID of {arguments.num_images} "
-        f"images by {arguments.feature_network}, {best['seeds']} seeds):\n\n{table_of([best])}"
+        f"images by {arguments.feature_network}, {best['seeds']} seeds):\n\n{said}"
     )
     write_into_card(folder / "README.md", note)
     print(f"Written into {folder}.")

@@ -17,6 +17,7 @@ from transformers_mage.benchmarking import (
     combinations,
     count_gflops,
     draw_frontier,
+    guidance_of,
     method_of,
     pipe_with,
     without_weights,
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--full_steps", type=int, nargs="+", default=[1], help="see MagePipeline")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--guidance_scale", type=float, nargs="+", help="of a class-conditional model")
+    parser.add_argument(
+        "--guidance_interval", type=float, nargs="+", default=[0.0, 1.0], help="two shares of the steps for each"
+    )
     parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
     parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
@@ -99,6 +103,8 @@ def all_settings(arguments: argparse.Namespace) -> list[dict]:
     choices = {name: getattr(arguments, name) for name in names}
     choices["encoder_keep_share"] = [None if share == 1 else share for share in arguments.encoder_keep_share]
     choices["guidance_scale"] = arguments.guidance_scale or [None]
+    shares = arguments.guidance_interval
+    choices["guidance_interval"] = [[begin, end] for begin, end in zip(shares[::2], shares[1::2], strict=True)]
     common = {"model": str(arguments.model_name_or_path), "num_images": arguments.num_images}
     return [common | setting for setting in combinations(choices)]
 
@@ -106,8 +112,7 @@ def all_settings(arguments: argparse.Namespace) -> list[dict]:
 def call_arguments(setting: dict, num_images: int) -> dict:
     if setting["guidance_scale"] is None:
         return {}
-    labels = [number % 10 for number in range(num_images)]
-    return {"class_labels": labels, "guidance_scale": setting["guidance_scale"]}
+    return {"class_labels": [number % 10 for number in range(num_images)], **guidance_of(setting)}
 
 
 if __name__ == "__main__":

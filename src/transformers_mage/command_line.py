@@ -42,7 +42,10 @@ Arguments = TypeVar("Arguments", bound=Checked)
 
 def argument(default: Any, help: str, **kwargs: Any) -> Any:
     # argparse formats help with %, which in ours is a percentage.
-    return field(default=default, metadata={"help": help.replace("%", "%%"), **kwargs})
+    metadata = {"help": help.replace("%", "%%"), **kwargs}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def group(help: str, known: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def _check_finite(arguments: Checked):
 
 def check_numbers(arguments: Any, names: str, at_least: float | None = None, **bounds: float):
     """
-    Holds numbers against bounds; None is left alone.
+    Holds numbers, and those of lists, against bounds; None is left alone.
 
     Args:
         names (`str`): of the fields, with spaces between them.
@@ -239,9 +242,10 @@ def check_numbers(arguments: Any, names: str, at_least: float | None = None, **b
     wanted = [(words, bound, holds) for words, bound, holds in tests if bound is not None]
     said = " and ".join(f"{words} {bound}" for words, bound, _ in wanted)
     for name in names.split():
-        value = getattr(arguments, name)
-        if value is not None and not all(holds(value, bound) for _, bound, holds in wanted):
-            raise ValueError(f"`--{name}` must be {said}, got {value}.")
+        given = getattr(arguments, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not all(holds(value, bound) for _, bound, holds in wanted):
+                raise ValueError(f"`--{name}` must be {said}, got {value}.")
 
 
 def _suggestion(name: str, names: list[str], prefix: str = "") -> str:

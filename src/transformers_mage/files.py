@@ -178,7 +178,9 @@ def check_same(folder: Path, what: str, then: Mapping[str, Any], now: Mapping[st
         raise FolderError(f"{folder} holds other {what} ({said}). Use the same values, or another folder.")
 
 
-def check_note(note: Path, what: str, settings: Mapping[str, Any], is_first: bool) -> bool:
+def check_note(
+    note: Path, what: str, settings: Mapping[str, Any], is_first: bool, earlier: Mapping[str, Any] | None = None
+) -> bool:
     """
     Whether a note in a folder says that it was made with these settings; not where there is none yet.
 
@@ -187,6 +189,7 @@ def check_note(note: Path, what: str, settings: Mapping[str, Any], is_first: boo
         what (`str`): what the folder holds, as in "features".
         is_first (`bool`): whether the folder holds nothing but the note. One that is damaged, as a full disk leaves
             it, then says nothing either.
+        earlier (`dict`, *optional*): what was done before there were settings that the note may therefore lack.
 
     Raises:
         FolderError: if it was made with others, or the note is damaged.
@@ -199,7 +202,7 @@ def check_note(note: Path, what: str, settings: Mapping[str, Any], is_first: boo
         if is_first:
             return False
         raise
-    check_same(note.parent, what, then, settings)
+    check_same(note.parent, what, {**(earlier or {}), **then}, settings)
     return True
 
 

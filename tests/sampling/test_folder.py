@@ -19,6 +19,14 @@ def test_a_folder_is_that_of_one_run(tmp_path):
         check_folder(folder, SETTINGS | {"seed": 1})
 
 
+def test_a_folder_of_before_a_setting_was_one_is_that_of_how_it_was_then(tmp_path):
+    write_manifest(tmp_path, SETTINGS)
+    earlier = {"full_steps": 1}
+    assert check_folder(tmp_path, SETTINGS | {"full_steps": 1}, earlier)
+    with pytest.raises(ValueError, match="full_steps was 1 there and is 2 now"):
+        check_folder(tmp_path, SETTINGS | {"full_steps": 2}, earlier)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="is not empty and holds no earlier run"):

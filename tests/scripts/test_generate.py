@@ -83,8 +83,15 @@ def test_ways_to_save_work_are_those_of_the_pipeline(generate, flags, model_fold
     again = pipe(class_labels=1, generator=[generator_of(0, 7)], **guidance).images[0]
     difference = np.asarray(again, dtype=int) - np.asarray(PIL.Image.open(tmp_path / "images" / "000000007.png"))
     assert np.abs(difference).max() <= 1
-    with pytest.raises(SystemExit, match="full_steps was 2 there and is None now"):
+    with pytest.raises(SystemExit, match="full_steps was 2 there and is 1 now"):
         generate.main([*flags, "--guidance_scale", "2", "--output_dir", str(tmp_path)])
+
+
+def test_a_schedule_of_the_noise_is_part_of_the_run(generate, flags, tmp_path):
+    flags = [*flags, "--output_dir", str(tmp_path)]
+    generate.main([*flags, "--temperature_schedule", "constant"])
+    with pytest.raises(SystemExit, match="temperature_schedule was 'constant' there and is 'linear' now"):
+        generate.main(flags)
 
 
 @pytest.mark.parametrize(("is_fast", "chosen"), [(True, "bfloat16"), (False, "float32")])

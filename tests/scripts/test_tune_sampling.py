@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from tests.in_process import load_script
-from transformers_mage import MagePipeline
-from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier
+from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
+from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier, guidance_of, method_of
 
+MODEL = ["--model_name_or_path", "a", "--references", "b"]
 ROWS = [{"gflops": g, "fid": f} for g, f in ((1, 9.0), (2, 5.0), (3, 6.0), (4, 4.0), (4, 7.0))]
 
 
@@ -26,6 +27,15 @@ def folder(small_pipeline, tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "real" / f"{number}.png")
     return tmp_path
+
+
+@pytest.fixture
+def conditional_folder(folder, small_config):
+    """That model, of three classes, whose scheduler has a way of its own."""
+    config = MageConfig(**small_config.to_dict() | {"num_classes": 3})
+    scheduler = MageScheduler(config.mask_token_id, masking_schedule="square", token_temperature=0.9)
+    MagePipeline(MageForMaskedImageModeling(config).eval(), scheduler).save_pretrained(folder / "model")
+    return folder
 
 
 def tune(folder, *more: str):
@@ -67,6 +77,46 @@ def test_tries_are_kept_and_the_best_is_written_into_the_folder(folder, capsys):
     assert "The best of at most 1000 GFLOP an image" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fewer samples")
+def test_guidance_is_tried_where_it_is_worth_its_work(conditional_folder, capsys):
+    intervals = ["--guidance_interval", "0", "1", "0.5", "1"]
+    tune(conditional_folder, "--guidance_scale", "0", "2", *intervals, "--budget", "1000", "--save")
+
+    rows = [json.loads(line) for line in (conditional_folder / "out" / "tries.jsonl").read_text().splitlines()]
+    of = {
+        (row["guidance_scale"], str(row["guidance_interval"])): row
+        for row in rows
+        if (row["num_inference_steps"], row["encoder_keep_share"], row["full_steps"]) == (4, None, 1)
+    }
+    assert of.keys() == {(0.0, "None"), (2.0, "[0.0, 1.0]"), (2.0, "[0.5, 1.0]")}
+    assert of[0.0, "None"]["gflops"] < of[2.0, "[0.5, 1.0]"]["gflops"] < of[2.0, "[0.0, 1.0]"]["gflops"]
+    assert {(row["masking_schedule"], row["token_temperature"]) for row in rows} == {("square", 0.9)}
+    best, card = min(rows, key=lambda row: row["fid"]), (conditional_folder / "model" / "README.md").read_text()
+    assert ("Guidance is said in each call" in card) == bool(best["guidance_scale"])
+    assert "| guidance_scale | guidance_interval |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--guidance_scale", "2"], "this model is unconditional"),
+        (["--masking_schedule", "sine"], "masking_schedule"),
+    ],
+)
+def test_what_the_model_cannot_is_found_before_anything_is_tried(folder, words, message):
+    with pytest.raises(SystemExit, match=message):
+        tune(folder, "--references_split", "none of these", *words)
+    assert not (folder / "out" / "tries.jsonl").exists()
+
+
+def test_a_setting_says_its_guidance_to_the_call():
+    setting = {"guidance_scale": 2.0, "guidance_schedule": None, "guidance_interval": [0.5, 1.0], "full_steps": 1}
+    assert guidance_of(setting) == {"guidance_scale": 2.0, "guidance_interval": [0.5, 1.0]}
+    assert method_of(setting) == "guided from 0.5 to 1"
+    assert guidance_of(setting | {"guidance_scale": 0.0}) == {}
+
+
 def test_the_frontier_is_what_nothing_cheaper_equals():
     assert frontier(ROWS, "fid") == [ROWS[0], ROWS[1], ROWS[3]]
 
@@ -82,6 +132,11 @@ def test_noise_on_confidence_is_tried_only_where_it_is_used():
     assert [row["temperature"] for row in combinations(choices)] == [3.0, 6.0, None]
 
 
+def test_intervals_are_tried_only_with_guidance():
+    choices = {"guidance_scale": [0.0, 2.0], "guidance_interval": [[0.0, 1.0], [0.5, 1.0]]}
+    assert [row["guidance_interval"] for row in combinations(choices)] == [None, [0.0, 1.0], [0.5, 1.0]]
+
+
 def test_each_setting_is_tried_once(tmp_path):
     settings = combinations({"num_inference_steps": [4, 8], "temperature": [6.0]})
     Tries(tmp_path / "tries.jsonl").add(settings[0] | {"fid": 1.0})
@@ -92,7 +147,13 @@ def test_each_setting_is_tried_once(tmp_path):
     ("words", "message"),
     [
         ([], "Say which model to tune"),
-        (["--model_name_or_path", "a", "--references", "b", "--save", "true"], "add `--budget GFLOP`"),
+        ([*MODEL, "--save", "true"], "add `--budget GFLOP`"),
+        (
+            [*MODEL, "--encoder_keep_share", "1", "0"],
+            "`--encoder_keep_share` must be more than 0 and at most 1, got 0",
+        ),
+        ([*MODEL, "--guidance_interval", "0", "1"], "add `--guidance_scale`"),
+        ([*MODEL, "--guidance_scale", "2", "--guidance_interval", "0.5"], "two shares for each interval, got [0.5]"),
     ],
 )
 def test_what_cannot_be_tuned(words, message, capsys):

@@ -25,18 +25,25 @@ SCHEDULER_CHOICES = (
     *("num_inference_steps", "temperature", "masking_schedule", "temperature_schedule"),
     *("unmasking_order", "token_temperature", "top_k", "top_p"),
 )
+# Of a call.
+GUIDANCE_CHOICES = ("guidance_scale", "guidance_schedule", "guidance_interval")
 WORK = "gflops"
 # In a picture.
 _MOST_NUMBERS = 30
 
 
 def combinations(choices: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """Every combination of the values of each choice; `temperature` only where it is for something, else `None`."""
+    """
+    Every combination of the values of each choice. What is for nothing there is `None`: `temperature` in a fixed
+    order, and how guidance goes over the steps without any.
+    """
     found: list[Row] = []
     for values in itertools.product(*choices.values()):
         row = dict(zip(choices, values, strict=True))
         if row.get("unmasking_order", "confidence") != "confidence":
             row["temperature"] = None
+        if not row.get("guidance_scale"):
+            row |= {name: None for name in GUIDANCE_CHOICES[1:] if name in row}
         if row not in found:
             found.append(row)
     return found
@@ -48,6 +55,13 @@ def pipe_with(pipe: MagePipeline, setting: Row) -> MagePipeline:
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **given)
     pipe.register_to_config(**{name: setting[name] for name in PIPELINE_CHOICES if name in setting})
     return pipe
+
+
+def guidance_of(setting: Row) -> dict[str, Any]:
+    """What a setting says of guidance, for the pipeline's call; nothing where there is none."""
+    if not setting.get("guidance_scale"):
+        return {}
+    return {name: setting[name] for name in GUIDANCE_CHOICES if setting.get(name) is not None}
 
 
 def without_weights(pipe: MagePipeline) -> MagePipeline:
@@ -143,8 +157,10 @@ def best_within(rows: Sequence[Row], score: str, budget: float) -> Row:
 def method_of(row: Row) -> str:
     """A word for how a setting saves work."""
     share, full_steps = row.get("encoder_keep_share"), row.get("full_steps", 1)
+    begin, end = row.get("guidance_interval") or (0, 1)
     parts = [] if share is None else [f"keep {share:g}"]
     parts += [] if full_steps == 1 else [f"full steps {full_steps}"]
+    parts += [] if (begin, end) == (0, 1) else [f"guided from {begin:g} to {end:g}"]
     return ", ".join(parts) or "plain"
 
 
@@ -201,6 +217,7 @@ def save_setting(folder: Path, setting: Row):
 
 
 __all__ = [
+    "GUIDANCE_CHOICES",
     "PIPELINE_CHOICES",
     "SCHEDULER_CHOICES",
     "Tries",
@@ -210,6 +227,7 @@ __all__ = [
     "count_gflops",
     "draw_frontier",
     "frontier",
+    "guidance_of",
     "method_of",
     "pipe_with",
     "save_setting",

@@ -8,12 +8,13 @@ from ..files import FolderError, check_note, write_json
 MANIFEST = "generation.json"
 
 
-def check_folder(folder: Path, settings: dict[str, Any]) -> bool:
+def check_folder(folder: Path, settings: dict[str, Any], earlier: dict[str, Any] | None = None) -> bool:
     """
     Whether `folder` holds a run with these settings, to resume; an empty or missing folder holds none.
 
     Args:
         settings (`dict`): whatever decides what the images are, as JSON can hold it.
+        earlier (`dict`, *optional*): what was done before there were settings that a folder may therefore not name.
 
     Raises:
         FolderError: for a folder of another run, or of something else.
@@ -25,7 +26,7 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> bool:
         raise FolderError(
             f"{folder} is not empty and holds no earlier run ({MANIFEST} is missing). Use another folder."
         )
-    return check_note(manifest, "samples", settings, is_first=not others)
+    return check_note(manifest, "samples", settings, is_first=not others, earlier=earlier)
 
 
 def write_manifest(folder: Path, settings: dict[str, Any]):
