@@ -89,7 +89,7 @@ def show_classes(judge: FashionJudge, output_dir: Path, columns: int = 12):
     print(f"\n3. What is asked for, row by row: {', '.join(CLASSES)}")
     asked = torch.arange(len(CLASSES)).repeat_interleave(columns)
     pipe = load_pipeline(str(CARDS["conditional"]))
-    images = generate(pipe, len(asked), class_labels=asked.tolist(), guidance_scale=2.0)
+    images = generate(pipe, len(asked), class_labels=asked.tolist())
     save(draw_images(images, columns), output_dir / "classes.png")
     right = int((judge_images(judge, images).kinds == asked).sum())
     print(f"   In {right} of {len(asked)} a classifier sees what was asked for.")

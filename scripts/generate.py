@@ -22,6 +22,7 @@ from transformers_mage.command_line import argument, check_numbers, parse_argume
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
 from transformers_mage.hub_folders import UNREADABLE
+from transformers_mage.pipeline_saving import DEFAULTS
 from transformers_mage.precision import is_bfloat16_fast_for_all
 from transformers_mage.sampling import (
     FORMATS,
@@ -41,14 +42,10 @@ SCHEDULER_CHOICES = (
     *("masking_schedule", "temperature_schedule", "unmasking_order"),
     *("token_temperature", "top_k", "top_p"),
 )
-PIPELINE_CHOICES = ("num_inference_steps", "temperature", "guidance_scale", "guidance_schedule", "guidance_interval")
-# Ways to save work, of the pipeline itself.
-SAVINGS = ("encoder_keep_share", "full_steps")
-# How images were made before these could be chosen; folders of then are resumed.
-EARLIER = {
-    **{"encoder_keep_share": None, "full_steps": 1},
-    **{"guidance_interval": [0.0, 1.0], "temperature_schedule": "linear"},
-}
+CALL_CHOICES = ("num_inference_steps", "temperature")
+PIPELINE_CHOICES = tuple(DEFAULTS)
+# How images were made before all of these could be chosen; folders of then are resumed.
+EARLIER = DEFAULTS | {"temperature_schedule": "linear"}
 NUM_IN_GRID = 64
 
 
@@ -75,10 +72,12 @@ class GenerationArguments:
         "`balanced`, `none`, or a text file with the class (id or name) of image i in line i. A class-conditional "
         "model's are balanced by default.",
     )
-    guidance_scale: float = argument(0.0, "Strength of classifier-free guidance; 0 is none.")
-    guidance_schedule: str = argument("linear", "How guidance rises.", choices=list(GUIDANCE_SCHEDULES))
+    guidance_scale: float | None = argument(
+        None, "Strength of classifier-free guidance, 0 for none; the model's folder says how strong."
+    )
+    guidance_schedule: str | None = argument(None, "How guidance rises.", choices=list(GUIDANCE_SCHEDULES))
     guidance_interval: list[float] = argument(
-        [0.0, 1.0], "Shares of the steps from which and up to which there is guidance; others cost half."
+        [], "Shares of the steps from which and up to which there is guidance; others cost half."
     )
     num_inference_steps: int | None = argument(None, "Decoding steps; the model's scheduler says how many.")
     temperature: float | None = argument(None, "Strength of the noise on the choice of tokens to keep.")
@@ -105,7 +104,7 @@ class GenerationArguments:
         check_numbers(self, "num_images batch_size shard_size num_inference_steps top_k full_steps", at_least=1)
         check_numbers(self, "seed guidance_scale temperature token_temperature", at_least=0)
         check_numbers(self, "top_p encoder_keep_share", more_than=0, at_most=1)
-        if len(self.guidance_interval) != 2:
+        if len(self.guidance_interval) not in (0, 2):
             raise ValueError(f"`--guidance_interval` takes two shares of the steps, got {self.guidance_interval}.")
 
 
@@ -124,11 +123,11 @@ def main(argv: list[str] | None = None):
 def run(arguments: GenerationArguments, pipe: MagePipeline, state: PartialState):
     folder = Path(arguments.output_dir)
     classes = ClassPlan(pipe.model.config, arguments.class_labels, arguments.num_images)
-    pipe.check_guidance(arguments.guidance_scale, arguments.guidance_schedule, arguments.guidance_interval)
+    pipe.check_guidance()
     settings = describe(arguments, pipe, classes)
     is_resumed = check_folder(folder, settings, EARLIER)
     writer = create_writer(arguments, pipe)
-    sampler = Sampler(pipe, classes, arguments.seed, {name: getattr(arguments, name) for name in PIPELINE_CHOICES})
+    sampler = Sampler(pipe, classes, arguments.seed, {name: getattr(arguments, name) for name in CALL_CHOICES})
     state.wait_for_everyone()
     with locked(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
@@ -163,10 +162,10 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     chosen = {key: getattr(arguments, key) for key in SCHEDULER_CHOICES if getattr(arguments, key) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **chosen)
-    saved = {key: getattr(arguments, key) for key in SAVINGS if getattr(arguments, key) is not None}
-    if saved.get("encoder_keep_share") == 1:
-        saved["encoder_keep_share"] = None
-    pipe.register_to_config(**saved)
+    chosen = {key: getattr(arguments, key) for key in PIPELINE_CHOICES if getattr(arguments, key) not in (None, [])}
+    if chosen.get("encoder_keep_share") == 1:
+        chosen["encoder_keep_share"] = None
+    pipe.register_to_config(**chosen)
     pipe.set_progress_bar_config(disable=True)
     if arguments.torch_compile:
         pipe.compile()
@@ -175,18 +174,10 @@ def load_pipeline(arguments: GenerationArguments, device: torch.device) -> MageP
 
 def describe(arguments: GenerationArguments, pipe: MagePipeline, classes: ClassPlan) -> dict:
     """Whatever decides what the images are and how they are kept."""
-    names = (
-        "num_images",
-        "seed",
-        "output_format",
-        "dtype",
-        "guidance_scale",
-        "guidance_schedule",
-        "guidance_interval",
-    )
+    names = ("num_images", "seed", "output_format", "dtype")
     shards = {"shard_size": arguments.shard_size} if arguments.output_format == "tar" else {}
     scheduler = {key: pipe.scheduler.config[key] for key in SCHEDULER_CHOICES}
-    for key in ("num_inference_steps", "temperature"):
+    for key in CALL_CHOICES:
         given = getattr(arguments, key)
         scheduler[key] = pipe.scheduler.config[key] if given is None else given
     return {
@@ -195,7 +186,7 @@ def describe(arguments: GenerationArguments, pipe: MagePipeline, classes: ClassP
         **{name: getattr(arguments, name) for name in names},
         **shards,
         **scheduler,
-        **{key: pipe.config[key] for key in SAVINGS},
+        **{key: pipe.config[key] for key in PIPELINE_CHOICES},
     }
 
 

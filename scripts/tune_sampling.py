@@ -19,7 +19,6 @@ from accelerate import PartialState
 
 from transformers_mage import MagePipeline
 from transformers_mage.benchmarking import (
-    GUIDANCE_CHOICES,
     PIPELINE_CHOICES,
     SCHEDULER_CHOICES,
     Tries,
@@ -29,7 +28,6 @@ from transformers_mage.benchmarking import (
     count_gflops,
     draw_frontier,
     frontier,
-    guidance_of,
     pipe_with,
     save_setting,
     without_weights,
@@ -45,8 +43,7 @@ from transformers_mage.progress import progress_bar
 from transformers_mage.sampling import ClassPlan, Sampler
 from transformers_mage.scheduling_mage import MASKING_SCHEDULES, TEMPERATURE_SCHEDULES, UNMASKING_ORDERS
 
-CHOICES = (*SCHEDULER_CHOICES, *GUIDANCE_CHOICES, *PIPELINE_CHOICES)
-UNGUIDED = {"guidance_scale": 0.0, "guidance_schedule": "linear", "guidance_interval": [0.0, 1.0]}
+CHOICES = (*SCHEDULER_CHOICES, *PIPELINE_CHOICES)
 CARD_BLOCK = "sampling"
 
 
@@ -151,7 +148,7 @@ def load_pipeline(arguments: TuningArguments) -> MagePipeline:
 
 
 def all_settings(arguments: TuningArguments, pipe: MagePipeline) -> list[dict]:
-    own = UNGUIDED | {name: pipe.scheduler.config[name] for name in SCHEDULER_CHOICES}
+    own = {name: pipe.scheduler.config[name] for name in SCHEDULER_CHOICES}
     own |= {name: pipe.config[name] for name in PIPELINE_CHOICES}
     choices = {name: getattr(arguments, name) or [own[name]] for name in CHOICES} | {"seed": arguments.seeds}
     shares = arguments.guidance_interval or own["guidance_interval"]
@@ -164,7 +161,7 @@ def all_settings(arguments: TuningArguments, pipe: MagePipeline) -> list[dict]:
 def count_work(counted: MagePipeline, setting: dict) -> float:
     """GFLOP of an image; raises ValueError for a setting that does not exist or that the model cannot have."""
     image = {"class_labels": [0]} if counted.model.config.num_classes else {"num_images": 1}
-    return count_gflops(pipe_with(counted, setting), **image, **guidance_of(setting))
+    return count_gflops(pipe_with(counted, setting), **image)
 
 
 def reference_features(arguments: TuningArguments, features: FeatureNetwork, pipe: MagePipeline) -> torch.Tensor:
@@ -183,7 +180,7 @@ def score(
 ) -> dict[str, float]:
     """The Fréchet distance of a setting's images."""
     classes = ClassPlan(pipe.model.config, None, arguments.num_images)
-    make = Sampler(pipe, classes, setting["seed"], guidance_of(setting))
+    make = Sampler(pipe, classes, setting["seed"])
     metric = FrechetInceptionDistance(features.network)
     metric.add_batch(references=references)
     for start in progress_bar(range(0, arguments.num_images, arguments.batch_size), desc="Generating", leave=False):
@@ -203,18 +200,14 @@ def table_of(rows: list[dict], arguments: TuningArguments) -> str:
 
 
 def report_best(arguments: TuningArguments, best: dict):
-    said, guidance = table_of([best], arguments), guidance_of(best)
-    if guidance:
-        call = ", ".join(f"{name}={value!r}" for name, value in guidance.items())
-        said += f"\n\nGuidance is said in each call: `pipe(..., {call})`."
-    print(f"\nThe best of at most {arguments.budget:g} GFLOP an image:\n\n{said}")
+    print(f"\nThe best of at most {arguments.budget:g} GFLOP an image:\n\n{table_of([best], arguments)}")
     if not arguments.save:
         return
     folder = Path(arguments.model_name_or_path)
     save_setting(folder, best)
     note = (
         f"Sampled by default with these settings, found by `scripts/tune_sampling.py` (FID of {arguments.num_images} "
-        f"images by {arguments.feature_network}, {best['seeds']} seeds):\n\n{said}"
+        f"images by {arguments.feature_network}, {best['seeds']} seeds):\n\n{table_of([best], arguments)}"
     )
     write_into_card(folder / "README.md", note)
     print(f"Written into {folder}.")

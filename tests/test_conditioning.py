@@ -112,13 +112,42 @@ def test_a_model_that_never_saw_the_unconditional_token_takes_no_guidance(condit
         ({"guidance_interval": (0, 20)}, "`guidance_interval` must be two shares"),
         ({"guidance_interval": (0, math.nan)}, "`guidance_interval` must be two shares"),
         ({"guidance_interval": 0.5}, "`guidance_interval` must be two shares"),
-        ({"guidance_interval": None}, "`guidance_interval` must be two shares"),
         ({"guidance_schedule": "quadratic"}, r"one of \['linear', 'constant', 'cosine'\], got 'quadratic'"),
     ],
 )
 def test_wrong_guidance_is_refused(conditional_pipeline: MagePipeline, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         conditional_pipeline(class_labels=3, **arguments)
+
+
+def test_guidance_of_calls_that_do_not_say_theirs_is_saved_with_the_pipeline(conditional_model, tmp_path):
+    plain = MagePipeline(conditional_model, MageScheduler(conditional_model.config.mask_token_id))
+    own = {"guidance_scale": 2.0, "guidance_schedule": "constant", "guidance_interval": (0.5, 1.0)}
+    MagePipeline(conditional_model, plain.scheduler, **own).save_pretrained(tmp_path / "guided")
+    plain.save_pretrained(tmp_path / "plain")
+    guided = MagePipeline.from_pretrained(tmp_path / "guided")
+    for pipe in (plain, guided):
+        pipe.set_progress_bar_config(disable=True)
+
+    assert tokens_of(guided, class_labels=[1, 2]).equal(tokens_of(plain, class_labels=[1, 2], **own))
+    assert guided.guidance_scale == 2.0
+    assert tokens_of(guided, class_labels=[1, 2], guidance_scale=0.0).equal(tokens_of(plain, class_labels=[1, 2]))
+    assert MagePipeline.from_pretrained(tmp_path / "guided", guidance_scale=1).config.guidance_scale == 1.0
+    assert "guidance" not in (tmp_path / "plain" / "model_index.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"guidance_scale": 2.0}, "this model is unconditional"),
+        ({"guidance_scale": -1.0}, "0 .no guidance. or more and finite, got -1.0"),
+        ({"guidance_interval": (1, 0)}, "`guidance_interval` must be two shares"),
+        ({"guidance_schedule": "quadratic"}, "got 'quadratic'"),
+    ],
+)
+def test_guidance_that_a_pipeline_cannot_have(small_model: MageForMaskedImageModeling, own: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        MagePipeline(small_model, MageScheduler(small_model.config.mask_token_id), **own)
 
 
 # Training

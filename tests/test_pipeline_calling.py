@@ -137,7 +137,7 @@ def test_numpy_and_torch_numbers_edit(small_pipeline, integer):
         ({"temperature": np.nan}, "`temperature` must be 0 or more and finite, got nan"),
         ({"temperature": "6"}, "`temperature` must be 0 or more and finite, got '6'"),
         ({"guidance_scale": np.nan}, "`guidance_scale` must be 0 .no guidance. or more and finite, got nan"),
-        ({"guidance_scale": None}, "`guidance_scale` must be 0 .no guidance. or more and finite, got None"),
+        ({"guidance_scale": "high"}, "`guidance_scale` must be 0 .no guidance. or more and finite, got 'high'"),
         ({"height": 32.0, "width": 32}, "`height` must be a multiple of 4 pixels"),
         ({"height": np.nan, "width": 32}, "`height` must be a multiple of 4 pixels"),
         ({"height": 32, "width": True}, "`width` must be a multiple of 4 pixels"),

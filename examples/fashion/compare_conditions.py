@@ -152,7 +152,7 @@ class Runs:
         return {key: scores[key] for key in COLUMNS if key in scores} | {"distance": float(distances.median())}
 
     def guidance(self, variant: Variant) -> dict[str, float]:
-        return {"guidance_scale": self.arguments.guidance_scale} if variant.is_guided else {}
+        return {"guidance_scale": self.arguments.guidance_scale if variant.is_guided else 0.0}
 
     def sample(self, pipe: MagePipeline, variant: Variant) -> Tensor:
         """(num_images, 1, 28, 28) uint8 samples; of classes in turn where they lead."""

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output_dir", type=Path, default=Path("outputs", "fashion", "evaluation"))
     parser.add_argument("--num_images", type=int, default=5000, help="samples to score")
     parser.add_argument("--num_inpainted", type=int, default=1000, help="test images of which halves are hidden")
-    parser.add_argument("--guidance_scale", type=float, default=2.0, help="of a class-conditional model")
+    parser.add_argument("--guidance_scale", type=float, help="of a class-conditional model; its own by default")
     parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
     parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)

@@ -11,13 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
+from transformers_mage import MagePipeline
 from transformers_mage.benchmarking import (
     Tries,
     averaged,
     combinations,
     count_gflops,
     draw_frontier,
-    guidance_of,
     method_of,
     pipe_with,
     without_weights,
@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None):
     )
     parser.add_argument("--full_steps", type=int, nargs="+", default=[1], help="see MagePipeline")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--guidance_scale", type=float, nargs="+", help="of a class-conditional model")
+    parser.add_argument(
+        "--guidance_scale", type=float, nargs="+", help="of a class-conditional model; its own by default"
+    )
     parser.add_argument(
         "--guidance_interval", type=float, nargs="+", default=[0.0, 1.0], help="two shares of the steps for each"
     )
@@ -65,9 +67,9 @@ def main(argv: list[str] | None = None):
     counted, tries = without_weights(pipe), Tries(arguments.output_dir / "sweep.jsonl")
     settings = all_settings(arguments)
     for setting in tries.untried(settings):
-        call = call_arguments(setting, arguments.num_images)
-        images = generate(pipe_with(pipe, setting), arguments.num_images, seed=setting["seed"], **call)
-        work = count_gflops(pipe_with(counted, setting), **call_arguments(setting, 1))
+        classes = class_labels(pipe, arguments.num_images)
+        images = generate(pipe_with(pipe, setting), arguments.num_images, class_labels=classes, seed=setting["seed"])
+        work = count_gflops(pipe_with(counted, setting), class_labels=class_labels(pipe, 1))
         scores = fashion_scores(judge, images, references) | distance(images)
         tries.add(setting | {"gflops": work} | scores)
         print(json.dumps(tries.rows[-1]), flush=True)
@@ -109,10 +111,10 @@ def all_settings(arguments: argparse.Namespace) -> list[dict]:
     return [common | setting for setting in combinations(choices)]
 
 
-def call_arguments(setting: dict, num_images: int) -> dict:
-    if setting["guidance_scale"] is None:
-        return {}
-    return {"class_labels": [number % 10 for number in range(num_images)], **guidance_of(setting)}
+def class_labels(pipe: MagePipeline, num_images: int) -> list[int] | None:
+    """All classes in turn, of a class-conditional model."""
+    num_classes = pipe.model.config.num_classes
+    return [number % num_classes for number in range(num_images)] if num_classes else None
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _settings(studio: Studio, prefix: str) -> list[gr.components.Component]:
             visible=bool(names),
             elem_id=f"{prefix}-class",
         )
-        guidance = gr.Slider(0, 8, 1.0, step=0.1, label="Guidance", visible=studio.can_guide)
+        guidance = gr.Slider(0, 8, defaults["guidance"], step=0.1, label="Guidance", visible=studio.can_guide)
     with gr.Row():
         steps = gr.Slider(1, 64, defaults["steps"], step=1, label="Steps", elem_id=f"{prefix}-steps")
         temperature = gr.Slider(0, 15, defaults["temperature"], step=0.1, label="Temperature (more is more varied)")

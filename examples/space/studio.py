@@ -100,9 +100,10 @@ class Studio:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Steps and temperature that the model's scheduler was saved with."""
+        """Steps, temperature and guidance that the model was saved with."""
         config = self.pipe.scheduler.config
-        return {"steps": config.num_inference_steps, "temperature": config.temperature}
+        guidance = self.pipe.config.guidance_scale or 1.0
+        return {"steps": config.num_inference_steps, "temperature": config.temperature, "guidance": guidance}
 
     def make(self, seed: int, **arguments: Any) -> Iterator[tuple[Image.Image, float]]:
         """

@@ -40,6 +40,7 @@ _PASSED_ON = (
     "temperature",
     "guidance_scale",
     "guidance_schedule",
+    "guidance_interval",
     "padding",
     "strength",
     "feather",

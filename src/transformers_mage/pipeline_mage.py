@@ -90,9 +90,13 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             every how many steps, or in which (counted from 0), all tokens are computed. Steps between compute only
             the tokens that were hidden in the last full one; the others' keys and values stay what they were there
             (ReCAP, arXiv 2505.19089). It is saved with the pipeline.
+        guidance_scale (`float`, *optional*, defaults to 0.0), guidance_schedule (`str`, *optional*, defaults to
+            `"linear"`), guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+            guidance of calls that do not say theirs; see there. They are saved with the pipeline.
 
     Raises:
-        ValueError: where `representation_model` draws representations of another size than the model takes.
+        ValueError: where `representation_model` draws representations of another size than the model takes, or for
+            guidance that the model cannot give.
     """
 
     model_cpu_offload_seq = "representation_encoder->representation_model->model"
@@ -115,6 +119,9 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         representation_encoder: PreTrainedModel | None = None,
         encoder_keep_share: float | None = None,
         full_steps: int | Sequence[int] = 1,
+        guidance_scale: float = 0.0,
+        guidance_schedule: str = "linear",
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ):
         super().__init__()
         self.register_modules(
@@ -133,7 +140,15 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             self.register_to_config(**{name: (__package__, type(component).__name__)})
         if encoder_keep_share is not None:
             encoder_keep_share = share("encoder_keep_share", encoder_keep_share)
-        self.register_to_config(encoder_keep_share=encoder_keep_share, full_steps=check_full_steps(full_steps))
+        guidance = self._plan_guidance(guidance_scale, guidance_schedule, guidance_interval)
+        self.register_to_config(
+            encoder_keep_share=encoder_keep_share,
+            full_steps=check_full_steps(full_steps),
+            # As Python's own numbers, since they are saved as JSON.
+            guidance_scale=float(guidance_scale),
+            guidance_schedule=guidance.schedule,
+            guidance_interval=[float(share) for share in guidance.interval],
+        )
         self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
         self._code_colors: torch.Tensor | None = None
         self._is_compiled = False
@@ -173,8 +188,8 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         temperature: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         class_labels: ClassLabels = None,
-        guidance_scale: float = 0.0,
-        guidance_schedule: str = "linear",
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
         image: ImageInput | None = None,
         mask_image: ImageInput | None = None,
         padding: int | Sequence[int] | None = None,
@@ -188,7 +203,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         callback_on_step_end: Callable[["MagePipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         num_images: int | None = None,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] | None = None,
         representations: Representations | None = None,
         like: ImageInput | None = None,
         num_representation_steps: int = 250,
@@ -204,13 +219,13 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
                 with a list, image i does not depend on the other images.
             class_labels (`int`, `str`, `None`, a list of them, `np.ndarray` or `torch.LongTensor`, *optional*):
                 classes, by id or by name (`config.id2label`), for a class-conditional model; `None` is no class.
-            guidance_scale (`float`, *optional*, defaults to 0.0):
+            guidance_scale (`float`, *optional*):
                 classifier-free guidance by the class, the representation or both: logits are cond + g (cond -
                 uncond). 0 is no guidance, at half the cost. Without either both are the same, so that it changes
-                nothing.
-            guidance_schedule (`str`, *optional*, defaults to `"linear"`):
+                nothing. The pipeline's own by default, which is 0 where nothing else was saved.
+            guidance_schedule (`str`, *optional*):
                 how g comes to `guidance_scale` over the share r of steps done: `"linear"`, r; `"constant"`, 1;
-                `"cosine"`, (1 - cos(pi r)) / 2.
+                `"cosine"`, (1 - cos(pi r)) / 2. The pipeline's own by default, `"linear"` as it comes.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 images to edit, resized to cover the model's size at their own shape, in whole tokens. Integers are
                 scaled by their depth (uint8 by 255), floats must lie in [0, 1], transparency is dropped, and EXIF
@@ -239,8 +254,9 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             callback_on_step_end_tensor_inputs (`Sequence[str]`): what the callback is given: `"tokens"`; `"preview"`,
                 images as [`~MagePipeline.preview`] makes them.
             num_images (`int`, *optional*, defaults to 1): images to make; of each class or `image` where given.
-            guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
-                shares of the steps from which and up to which there is guidance. Outside of it a step costs half.
+            guidance_interval (`tuple[float, float]`, *optional*):
+                shares of the steps from which and up to which there is guidance. Outside of it a step costs half. The
+                pipeline's own by default, `(0.0, 1.0)` as it comes.
             representations (`torch.Tensor` or `np.ndarray`, *optional*): for a model led by representations, one of
                 shape (representation_size,) or several of shape (num, representation_size), as
                 [`~MagePipeline.get_representations`] gives them; rows of NaN are the learned empty one. Without any,
@@ -260,7 +276,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_output(image is not None, output_type, callback_on_step_end_tensor_inputs)
-        guidance = self.check_guidance(guidance_scale, guidance_schedule, guidance_interval)
+        scale, guidance = self.check_guidance(guidance_scale, guidance_schedule, guidance_interval)
         patch = self.model.config.patch_size
         edit = read_edit(image, mask_image, padding, strength, feather, self._num_channels, patch)
         size = self._canvas_size(edit, height, width)
@@ -272,7 +288,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             if draws:
                 condition = self._with_drawn(condition, len(canvas.tokens), num_representation_steps, generator)
             self._check_classes_are_read(condition)
-            self._guidance_scale, self._interrupt, self._code_colors = float(guidance_scale), False, None
+            self._guidance_scale, self._interrupt, self._code_colors = scale, False, None
             tokens = self._hide_tokens(canvas, edit, generator)
             decoding = self._decode(
                 tokens,
@@ -356,9 +372,25 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             )
 
     def check_guidance(
-        self, guidance_scale: float, guidance_schedule: str = "linear", guidance_interval: Sequence[float] = (0.0, 1.0)
+        self,
+        guidance_scale: float | None = None,
+        guidance_schedule: str | None = None,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> tuple[float, GuidancePlan]:
+        """
+        The guidance of a call with these, the pipeline's own where they are `None`: how strong, and how it goes over
+        the steps. Raises ValueError for what does not exist or the model cannot give.
+        """
+        own = self.config
+        scale = own.guidance_scale if guidance_scale is None else guidance_scale
+        schedule = own.guidance_schedule if guidance_schedule is None else guidance_schedule
+        interval = own.guidance_interval if guidance_interval is None else guidance_interval
+        plan = self._plan_guidance(scale, schedule, interval)
+        return float(scale), plan
+
+    def _plan_guidance(
+        self, guidance_scale: float, guidance_schedule: str, guidance_interval: Sequence[float]
     ) -> GuidancePlan:
-        """Raises ValueError for guidance that does not exist or that the model cannot give."""
         plan = GuidancePlan(guidance_schedule, guidance_interval)
         finite_number("guidance_scale", guidance_scale, "0 (no guidance) or more and finite")
         config = self.model.config

@@ -41,6 +41,24 @@ def test_pipeline(hub: HubServer, saved: Path, small_pipeline: MagePipeline, doo
 
 
 @pytest.mark.parametrize("door", [MagePipeline, DiffusionPipeline])
+def test_how_a_pipeline_works_best_comes_with_it(
+    hub: HubServer, small_pipeline: MagePipeline, tmp_path: Path, door: type
+):
+    own = {
+        "encoder_keep_share": 0.5,
+        "full_steps": [0, 2],
+        "guidance_schedule": "cosine",
+        "guidance_interval": [0.5, 1.0],
+    }
+    MagePipeline(small_pipeline.model, small_pipeline.scheduler, **own).save_pretrained(tmp_path / "model")
+    hub.hub.create("org/model", tmp_path / "model")
+
+    pipe = door.from_pretrained("org/model")
+
+    assert {name: pipe.config[name] for name in own} == own
+
+
+@pytest.mark.parametrize("door", [MagePipeline, DiffusionPipeline])
 def test_folder_of_an_older_card(hub: HubServer, door: type):
     """It names the scheduler's file rather than the package."""
     index = json.loads((CARDS / "mage-digits" / "model_index.json").read_text())

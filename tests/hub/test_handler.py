@@ -53,7 +53,7 @@ def test_a_seed_is_drawn_and_told(endpoint: EndpointHandler):
 
 def test_classes(conditional: EndpointHandler):
     names = conditional.pipe.model.config.id2label
-    settings = {"seed": 0, "guidance_scale": 2.0, "num_inference_steps": 4}
+    settings = {"seed": 0, "guidance_scale": 2.0, "guidance_interval": [0.5, 1.0], "num_inference_steps": 4}
 
     by_name = conditional({"inputs": [names[3], names[5]], "parameters": settings})
     by_id = conditional({"inputs": [3, 5], "parameters": settings})

@@ -76,7 +76,7 @@ def test_images_like_one(small_config: MageConfig, small_model: MageForMaskedIma
     assert image.tobytes() == enlarge(expected).tobytes()
     assert studio.is_led
     assert studio.can_guide
-    assert studio.defaults == {"steps": 3, "temperature": 2.0}
+    assert studio.defaults == {"steps": 3, "temperature": 2.0, "guidance": 1.0}
 
 
 def test_an_example_is_its_own_neighbour(studio: Studio):

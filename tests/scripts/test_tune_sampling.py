@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.in_process import load_script
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier, guidance_of, method_of
+from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier, method_of
 
 MODEL = ["--model_name_or_path", "a", "--references", "b"]
 ROWS = [{"gflops": g, "fid": f} for g, f in ((1, 9.0), (2, 5.0), (3, 6.0), (4, 4.0), (4, 7.0))]
@@ -92,8 +92,12 @@ def test_guidance_is_tried_where_it_is_worth_its_work(conditional_folder, capsys
     assert of.keys() == {(0.0, "None"), (2.0, "[0.0, 1.0]"), (2.0, "[0.5, 1.0]")}
     assert of[0.0, "None"]["gflops"] < of[2.0, "[0.5, 1.0]"]["gflops"] < of[2.0, "[0.0, 1.0]"]["gflops"]
     assert {(row["masking_schedule"], row["token_temperature"]) for row in rows} == {("square", 0.9)}
-    best, card = min(rows, key=lambda row: row["fid"]), (conditional_folder / "model" / "README.md").read_text()
-    assert ("Guidance is said in each call" in card) == bool(best["guidance_scale"])
+    best = min(rows, key=lambda row: row["fid"])
+    own = MagePipeline.from_pretrained(conditional_folder / "model").config
+    assert (own.guidance_scale, own.guidance_interval) == (
+        best["guidance_scale"],
+        best["guidance_interval"] or [0.0, 1.0],
+    )
     assert "| guidance_scale | guidance_interval |" in capsys.readouterr().out
 
 
@@ -110,11 +114,10 @@ def test_what_the_model_cannot_is_found_before_anything_is_tried(folder, words, 
     assert not (folder / "out" / "tries.jsonl").exists()
 
 
-def test_a_setting_says_its_guidance_to_the_call():
-    setting = {"guidance_scale": 2.0, "guidance_schedule": None, "guidance_interval": [0.5, 1.0], "full_steps": 1}
-    assert guidance_of(setting) == {"guidance_scale": 2.0, "guidance_interval": [0.5, 1.0]}
-    assert method_of(setting) == "guided from 0.5 to 1"
-    assert guidance_of(setting | {"guidance_scale": 0.0}) == {}
+def test_ways_to_save_work_have_names():
+    assert method_of({"encoder_keep_share": 0.5, "full_steps": 2}) == "keep 0.5, full steps 2"
+    assert method_of({"guidance_interval": [0.5, 1.0]}) == "guided from 0.5 to 1"
+    assert method_of({"guidance_interval": None}) == "plain"
 
 
 def test_the_frontier_is_what_nothing_cheaper_equals():

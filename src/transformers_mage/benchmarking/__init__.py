@@ -13,9 +13,9 @@ __getattr__, __all__ = lazy_front(
         "models": ["QUANTIZATIONS", "SIZES", "build_model", "plain_copy", "quantize", "read_sizes"],
         "reporting": ["as_json", "describe_machine", "markdown_table", "ratio_table"],
         "tuning": [
-            *("GUIDANCE_CHOICES", "PIPELINE_CHOICES", "SCHEDULER_CHOICES", "Tries", "averaged", "best_within"),
-            *("combinations", "count_gflops", "draw_frontier", "frontier", "guidance_of", "method_of", "pipe_with"),
-            *("save_setting", "without_weights"),
+            *("PIPELINE_CHOICES", "SCHEDULER_CHOICES", "Tries", "averaged", "best_within", "combinations"),
+            *("count_gflops", "draw_frontier", "frontier", "method_of", "pipe_with", "save_setting"),
+            "without_weights",
         ],
         "workloads": ["NEED_MORE", "ON_HOST", "WITHOUT_PLAIN_PATH", "WORKLOADS", "Setting"],
     },

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..files import write_json, write_text
 from ..pipeline_mage import MagePipeline
+from ..pipeline_saving import DEFAULTS
 from ..scheduling_mage import MageScheduler
 
 if TYPE_CHECKING:
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 
-PIPELINE_CHOICES = ("encoder_keep_share", "full_steps")
+GUIDANCE_CHOICES = ("guidance_scale", "guidance_schedule", "guidance_interval")
+PIPELINE_CHOICES = ("encoder_keep_share", "full_steps", *GUIDANCE_CHOICES)
 SCHEDULER_CHOICES = (
     *("num_inference_steps", "temperature", "masking_schedule", "temperature_schedule"),
     *("unmasking_order", "token_temperature", "top_k", "top_p"),
 )
-# Of a call.
-GUIDANCE_CHOICES = ("guidance_scale", "guidance_schedule", "guidance_interval")
 WORK = "gflops"
 # In a picture.
 _MOST_NUMBERS = 30
@@ -50,18 +50,13 @@ def combinations(choices: Mapping[str, Sequence[Any]]) -> list[Row]:
 
 
 def pipe_with(pipe: MagePipeline, setting: Row) -> MagePipeline:
-    """The pipeline, changed to the setting; what it does not name, or is `None` of the scheduler's, stays."""
+    """The pipeline, changed to the setting; what it does not name, or is `None` of what cannot be, stays."""
     given = {name: setting[name] for name in SCHEDULER_CHOICES if setting.get(name) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **given)
-    pipe.register_to_config(**{name: setting[name] for name in PIPELINE_CHOICES if name in setting})
+    for name in PIPELINE_CHOICES:
+        if name in setting and (setting[name] is not None or DEFAULTS[name] is None):
+            pipe.register_to_config(**{name: setting[name]})
     return pipe
-
-
-def guidance_of(setting: Row) -> dict[str, Any]:
-    """What a setting says of guidance, for the pipeline's call; nothing where there is none."""
-    if not setting.get("guidance_scale"):
-        return {}
-    return {name: setting[name] for name in GUIDANCE_CHOICES if setting.get(name) is not None}
 
 
 def without_weights(pipe: MagePipeline) -> MagePipeline:
@@ -209,15 +204,14 @@ def save_setting(folder: Path, setting: Row):
     MageScheduler.from_config(scheduler.config, **given).save_pretrained(folder / "scheduler")
     path = folder / "model_index.json"
     index = json.loads(path.read_text())
-    for name, default in zip(PIPELINE_CHOICES, (None, 1), strict=True):
+    for name in PIPELINE_CHOICES:
         index.pop(name, None)
-        if setting.get(name, default) != default:
+        if setting.get(name) not in (None, DEFAULTS[name]):
             index[name] = setting[name]
     write_json(path, index)
 
 
 __all__ = [
-    "GUIDANCE_CHOICES",
     "PIPELINE_CHOICES",
     "SCHEDULER_CHOICES",
     "Tries",
@@ -227,7 +221,6 @@ __all__ = [
     "count_gflops",
     "draw_frontier",
     "frontier",
-    "guidance_of",
     "method_of",
     "pipe_with",
     "save_setting",

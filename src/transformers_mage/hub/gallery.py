@@ -40,7 +40,7 @@ def sample_gallery(pipe: MagePipeline, num_samples: int | None = None) -> list[S
         images = pipe(num_images=num_samples, generator=generators, return_dict=False)[0]
         return [Sample(image, f"seed {seed}") for seed, image in enumerate(images)]
     labels = [number % config.num_classes for number in range(num_samples)]
-    guidance = 2.0 if config.class_dropout_prob > 0 else 0.0
+    guidance = pipe.config.guidance_scale or (2.0 if config.class_dropout_prob > 0 else 0.0)
     images = pipe(class_labels=labels, guidance_scale=guidance, generator=generators, return_dict=False)[0]
     return [Sample(image, config.id2label[label]) for label, image in zip(labels, images, strict=True)]
 
