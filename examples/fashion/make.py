@@ -18,7 +18,8 @@ from pathlib import Path
 
 from examples import ROOT, run_script
 from examples.device import device
-from transformers_mage import MagePipeline, MageScheduler
+from transformers_mage import MagePipeline
+from transformers_mage.benchmarking import pipe_with
 from transformers_mage.data.tokenization import load_tokenizer
 from transformers_mage.files import read_json, write_json
 from transformers_mage.hub.gallery import sample_gallery
@@ -109,8 +110,7 @@ def assemble(place: Workplace):
         pipe = MagePipeline.from_pretrained(place / name)
         pipe.vqvae.load_state_dict(decoder)
         sampling = json.loads((Path(__file__).parent / "sampling.json").read_text())[name]
-        pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **sampling)
-        save_halved(pipe, card)
+        save_halved(pipe_with(pipe, sampling), card)
     (place / "assembled").touch()
 
 
