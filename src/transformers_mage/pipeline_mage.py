@@ -117,11 +117,12 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
         representation_model: ModelMixin | None = None,
         representation_scheduler: SchedulerMixin | None = None,
         representation_encoder: PreTrainedModel | None = None,
-        encoder_keep_share: float | None = None,
-        full_steps: int | Sequence[int] = 1,
-        guidance_scale: float = 0.0,
+        # As wide as they can be: diffusers warns of what is given otherwise.
+        encoder_keep_share: float | int | None = None,
+        full_steps: int | Sequence = 1,
+        guidance_scale: float | int = 0.0,
         guidance_schedule: str = "linear",
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence = (0.0, 1.0),
     ):
         super().__init__()
         self.register_modules(

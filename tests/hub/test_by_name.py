@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from huggingface_hub import constants
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMaskedImageModeling, ViTImageProcessorPil
 
@@ -56,6 +57,24 @@ def test_how_a_pipeline_works_best_comes_with_it(
     pipe = door.from_pretrained("org/model")
 
     assert {name: pipe.config[name] for name in own} == own
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"encoder_keep_share": 1, "full_steps": 2},
+        {"full_steps": (0, 2), "guidance_scale": 0},
+        {"guidance_scale": 0.0, "guidance_interval": (0, 0.5)},
+        {"guidance_interval": [0, 1]},
+    ],
+)
+def test_diffusers_warns_of_no_way_to_say_it(saved: Path, own: dict, monkeypatch, caplog):
+    monkeypatch.setattr(logging.get_logger("diffusers"), "propagate", True)
+
+    pipe = MagePipeline.from_pretrained(saved, **own)
+
+    assert {name: pipe.config[name] for name in own} == {name: pytest.approx(value) for name, value in own.items()}
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("door", [MagePipeline, DiffusionPipeline])
