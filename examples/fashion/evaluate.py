@@ -79,8 +79,8 @@ class Evaluation:
         """What to pass to a class-conditional pipeline beside the classes."""
         return {"guidance_scale": self.arguments.guidance_scale} if self.pipe.model.config.num_classes else {}
 
-    def scores(self, images: Tensor) -> dict:
-        scores = fashion_scores(self.judge, images, self.references)
+    def scores(self, images: Tensor, asked: list[int] | None = None) -> dict:
+        scores = fashion_scores(self.judge, images, self.references, asked)
         return scores | self.network_distance(images) if self.arguments.image_network else scores
 
     @cached_property
@@ -128,10 +128,7 @@ def score_samples(evaluation: Evaluation) -> dict:
     count, pipe = evaluation.arguments.num_images, evaluation.pipe
     labels = [number % 10 for number in range(count)] if evaluation.classes else None
     images = generate(pipe, count, class_labels=labels, **evaluation.classes)
-    figures = evaluation.scores(images)
-    if labels:
-        kinds = judge_images(evaluation.judge, images).kinds
-        figures["asked_class"] = float((kinds == torch.tensor(labels)).float().mean())
+    figures = evaluation.scores(images, labels)
     for name, some in (("samples", images[:1000]), ("test_images", evaluation.test[0][:1000])):
         figures[f"distance_to_training_{name}"] = float(nearest_images(some, evaluation.train[0])[0].median())
     draw_samples(evaluation, images)

@@ -1,5 +1,7 @@
 """Figures of generated clothes: by the judge, by a network of photographs, and by the nearest training image."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -11,7 +13,9 @@ from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
 from .judge import FashionJudge, as_grey, judge_images
 
 
-def fashion_scores(judge: FashionJudge, images: Tensor, references: Tensor) -> dict:
+def fashion_scores(
+    judge: FashionJudge, images: Tensor, references: Tensor, asked: Sequence[int] | None = None
+) -> dict:
     """
     What the judge says of images, and how far they are from real ones by the features of its last hidden layer.
 
@@ -19,10 +23,13 @@ def fashion_scores(judge: FashionJudge, images: Tensor, references: Tensor) -> d
         judge ([`FashionJudge`]).
         images (`torch.Tensor` of shape `(N, 1 or 3, 28, 28)`): uint8, or floats in [0, 1].
         references (`torch.Tensor` of shape `(M, 128)`): the judge's features of real images.
+        asked (`Sequence[int]` of length N, *optional*): the kind that each image was to be of; `asked_class` is the
+            share of those in which the judge sees it.
     """
     verdicts = judge_images(judge, images)
     distance = FrechetInceptionDistance(judge).compute(predictions=verdicts.features, references=references)
-    return {
+    is_asked = {} if asked is None else {"asked_class": float((verdicts.kinds == torch.tensor(asked)).float().mean())}
+    return is_asked | {
         "fd": distance["fid"],
         "sure": verdicts.sure,
         "junk": verdicts.junk,

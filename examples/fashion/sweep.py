@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
         classes = class_labels(pipe, arguments.num_images)
         images = generate(pipe_with(pipe, setting), arguments.num_images, class_labels=classes, seed=setting["seed"])
         work = count_gflops(pipe_with(counted, setting), class_labels=class_labels(pipe, 1))
-        scores = fashion_scores(judge, images, references) | distance(images)
+        scores = fashion_scores(judge, images, references, classes) | distance(images)
         tries.add(setting | {"gflops": work} | scores)
         print(json.dumps(tries.rows[-1]), flush=True)
     report(tries.of(settings), settings, arguments.image_network, arguments.output_dir)
@@ -81,17 +81,23 @@ def report(rows: list[dict], settings: list[dict], image_network: str | None, fo
     scores = {"fd": "Fréchet distance, judge of clothes"}
     if image_network:
         scores[f"fd_{image_network}"] = f"Fréchet distance, {image_network}"
-    means = averaged(rows, settings, *scores, "sure")
+    shares = {"sure": "sure, %"} | (
+        {"asked_class": "as asked, %"} if all("asked_class" in row for row in rows) else {}
+    )
+    means = averaged(rows, settings, *scores, *shares)
     draw_frontier(means, scores, folder / "frontier.png")
-    header = ["steps", "way", "GFLOP", *scores.values(), "sure, %", "seeds"]
+    header = ["steps", "guidance", "way", "GFLOP", *scores.values(), *shares.values(), "seeds"]
     table = [
         [
-            *(row["num_inference_steps"], method_of(row), f"{row['gflops']:.2f}"),
+            *(row["num_inference_steps"], row["guidance_scale"], method_of(row), f"{row['gflops']:.2f}"),
             *(f"{row[score]:.2f}" for score in scores),
-            *(percent(row["sure"]), row["seeds"]),
+            *(percent(row[share]) for share in shares),
+            row["seeds"],
         ]
         for row in sorted(means, key=lambda row: row["gflops"])
     ]
+    if len({row["guidance_scale"] for row in means}) == 1:
+        header, *table = [[line[0], *line[2:]] for line in (header, *table)]
     spreads = [f"{max(row[f'{score}_spread'] for row in means):.2f} ({label})" for score, label in scores.items()]
     text = f"{markdown_table(header, table)}\n\nSeeds differ by up to {', '.join(spreads)}.\n"
     write_text(folder / "table.md", text)
