@@ -87,6 +87,21 @@ def test_ways_to_save_work_are_those_of_the_pipeline(generate, flags, model_fold
         generate.main([*flags, "--guidance_scale", "2", "--output_dir", str(tmp_path)])
 
 
+def test_guidance_is_the_models_own_unless_it_is_said(generate, flags, model_folder, tmp_path):
+    guided = MagePipeline.from_pretrained(model_folder, guidance_scale=2.0, guidance_interval=(0.5, 1.0))
+    guided.save_pretrained(tmp_path / "guided")
+    generate.main(
+        [*flags, "--pretrained_model_name_or_path", str(tmp_path / "guided"), "--output_dir", str(tmp_path / "own")]
+    )
+    said = ["--guidance_scale", "2", "--guidance_interval", "0.5", "1"]
+    generate.main([*flags, *said, "--output_dir", str(tmp_path / "said")])
+    generate.main([*flags, "--output_dir", str(tmp_path / "none")])
+
+    assert images_of(tmp_path / "own") == images_of(tmp_path / "said") != images_of(tmp_path / "none")
+    manifests = [json.loads((tmp_path / name / "generation.json").read_text()) for name in ("own", "said")]
+    assert manifests[0] == manifests[1]
+
+
 def test_a_schedule_of_the_noise_is_part_of_the_run(generate, flags, tmp_path):
     flags = [*flags, "--output_dir", str(tmp_path)]
     generate.main([*flags, "--temperature_schedule", "constant"])

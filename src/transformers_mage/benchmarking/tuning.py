@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..files import write_json, write_text
+from ..files import write_text
 from ..pipeline_mage import MagePipeline
 from ..pipeline_saving import DEFAULTS
 from ..scheduling_mage import MageScheduler
@@ -208,7 +208,8 @@ def save_setting(folder: Path, setting: Row):
         index.pop(name, None)
         if setting.get(name) not in (None, DEFAULTS[name]):
             index[name] = setting[name]
-    write_json(path, index)
+    # As diffusers writes it.
+    write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 __all__ = [
