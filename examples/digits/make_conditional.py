@@ -29,6 +29,8 @@ from examples.digits.make import CARD as UNCONDITIONAL
 from examples.digits.make import DATASET
 from transformers_mage import MagePipeline, MageScheduler
 from transformers_mage.hub.cards import markdown_table, percent, replace_block, set_results
+from transformers_mage.hub.gallery import sample_gallery
+from transformers_mage.hub.model_card import add_gallery
 from transformers_mage.metrics import FrechetInceptionDistance, PrecisionRecall
 from transformers_mage.visualization import draw_frames, draw_grid, save_gif
 
@@ -75,6 +77,7 @@ def main():
     draw_guidance(guidance, pictures / "guidance.png")
     draw_steps_plot(steps, pictures / "steps.png")
     write_card(guidance, steps, arguments.model_dir)
+    add_gallery(arguments.model_dir / "README.md", sample_gallery(pipe))
 
 
 def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
@@ -86,6 +89,7 @@ def train(dataset: DatasetDict, output_dir: Path, model_dir: Path):
     run_script("train_mage", "--config", ROOT / "configs" / "mage_digits_conditional.yaml", *flags)
     pipe = MagePipeline.from_pretrained(output_dir / "mage")
     pipe.scheduler = MageScheduler.from_pretrained(UNCONDITIONAL, subfolder="scheduler")
+    pipe.register_to_config(guidance_scale=GUIDANCE_OF_THE_CARD)
     pipe.save_pretrained(model_dir)
 
 
@@ -121,7 +125,10 @@ def measure_steps(
     results, scheduler = {}, pipe.scheduler
     for order, choices in tqdm(ORDERS.items(), desc="Orders"):
         pipe.scheduler = MageScheduler.from_config(scheduler.config, **choices)
-        results[order] = {str(steps): judge(*sample(pipe, num_samples, num_inference_steps=steps)) for steps in STEPS}
+        results[order] = {
+            str(steps): judge(*sample(pipe, num_samples, num_inference_steps=steps, guidance_scale=0.0))
+            for steps in STEPS
+        }
     pipe.scheduler = scheduler
     return results
 
@@ -131,7 +138,6 @@ def draw_samples(pipe: MagePipeline, pictures: Path):
     generators = [digits.seeded(i) for i in range(80)]
     output = pipe(
         class_labels=list(range(10)) * 8,
-        guidance_scale=GUIDANCE_OF_THE_CARD,
         generator=generators,
         return_steps=True,
     )
@@ -148,7 +154,7 @@ def draw_edits(pipe: MagePipeline, test: Dataset, pictures: Path):
 
     def edit(images: list[Image.Image], **kwargs) -> list[Image.Image]:
         generators = [digits.seeded(i) for i in range(len(images))]
-        return pipe(image=images, generator=generators, guidance_scale=GUIDANCE_OF_THE_CARD, **kwargs).images
+        return pipe(image=images, generator=generators, **kwargs).images
 
     rows = [originals, [digits.blank_half(image) for image in originals]]
     for shift in (0, 1, 5):
