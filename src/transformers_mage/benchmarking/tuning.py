@@ -180,7 +180,7 @@ def draw_frontier(rows: Sequence[Row], scores: Mapping[str, str], path: Path):
 
 
 def _draw_panel(axes: "Axes", rows: Sequence[Row], score: str):
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     for number, method in enumerate(dict.fromkeys(map(method_of, rows))):
         tried = [row for row in rows if method_of(row) == method]
@@ -192,7 +192,8 @@ def _draw_panel(axes: "Axes", rows: Sequence[Row], score: str):
             axes.annotate(steps, (row[WORK], row[score]), (4, 4), textcoords="offset points", fontsize=8, color=color)
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 
