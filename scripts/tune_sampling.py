@@ -90,10 +90,6 @@ class TuningArguments:
         for name in ("seeds", "num_inference_steps"):
             if not getattr(self, name):
                 raise ValueError(f"`--{name}` takes a value at least.")
-        if not any(self.guidance_scale) and (self.guidance_schedule or self.guidance_interval):
-            raise ValueError(
-                "How guidance goes over the steps can be tried where there is some: add `--guidance_scale`."
-            )
         if len(self.guidance_interval) % 2:
             raise ValueError(
                 f"`--guidance_interval` takes two shares for each interval, got {self.guidance_interval}."
@@ -151,6 +147,8 @@ def all_settings(arguments: TuningArguments, pipe: MagePipeline) -> list[dict]:
     own = {name: pipe.scheduler.config[name] for name in SCHEDULER_CHOICES}
     own |= {name: pipe.config[name] for name in PIPELINE_CHOICES}
     choices = {name: getattr(arguments, name) or [own[name]] for name in CHOICES} | {"seed": arguments.seeds}
+    if not any(choices["guidance_scale"]) and (arguments.guidance_schedule or arguments.guidance_interval):
+        raise ValueError("How guidance goes over the steps can be tried where there is some: add `--guidance_scale`.")
     shares = arguments.guidance_interval or own["guidance_interval"]
     choices["guidance_interval"] = [[begin, end] for begin, end in zip(shares[::2], shares[1::2], strict=True)]
     # Of all tokens nothing is dropped.

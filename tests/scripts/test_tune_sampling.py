@@ -8,7 +8,15 @@ from PIL import Image
 
 from tests.in_process import load_script
 from transformers_mage import MageConfig, MageForMaskedImageModeling, MagePipeline, MageScheduler
-from transformers_mage.benchmarking.tuning import Tries, best_within, combinations, frontier, method_of
+from transformers_mage.benchmarking.tuning import (
+    Tries,
+    best_within,
+    combinations,
+    count_gflops,
+    frontier,
+    method_of,
+    without_weights,
+)
 
 MODEL = ["--model_name_or_path", "a", "--references", "b"]
 ROWS = [{"gflops": g, "fid": f} for g, f in ((1, 9.0), (2, 5.0), (3, 6.0), (4, 4.0), (4, 7.0))]
@@ -106,12 +114,22 @@ def test_guidance_is_tried_where_it_is_worth_its_work(conditional_folder, capsys
     [
         (["--guidance_scale", "2"], "this model is unconditional"),
         (["--masking_schedule", "sine"], "masking_schedule"),
+        (["--guidance_interval", "0", "1"], "add `--guidance_scale`"),
     ],
 )
 def test_what_the_model_cannot_is_found_before_anything_is_tried(folder, words, message):
     with pytest.raises(SystemExit, match=message):
         tune(folder, "--references_split", "none of these", *words)
     assert not (folder / "out" / "tries.jsonl").exists()
+
+
+def test_what_a_pipeline_does_by_itself_is_counted(small_config):
+    model = MageForMaskedImageModeling(MageConfig(**small_config.to_dict() | {"num_classes": 3}))
+    plain, guided = (
+        MagePipeline(model, MageScheduler(model.config.mask_token_id), guidance_scale=scale) for scale in (0.0, 2.0)
+    )
+    work = [count_gflops(without_weights(pipe), class_labels=[0]) for pipe in (plain, guided)]
+    assert work[1] > 1.5 * work[0]
 
 
 def test_ways_to_save_work_have_names():
@@ -155,7 +173,6 @@ def test_each_setting_is_tried_once(tmp_path):
             [*MODEL, "--encoder_keep_share", "1", "0"],
             "`--encoder_keep_share` must be more than 0 and at most 1, got 0",
         ),
-        ([*MODEL, "--guidance_interval", "0", "1"], "add `--guidance_scale`"),
         ([*MODEL, "--guidance_scale", "2", "--guidance_interval", "0.5"], "two shares for each interval, got [0.5]"),
     ],
 )

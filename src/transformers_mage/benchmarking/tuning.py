@@ -66,7 +66,7 @@ def without_weights(pipe: MagePipeline) -> MagePipeline:
     # Made where its weights can be looked at, which say what of it is skipped.
     model.mage.vqvae = copy.deepcopy(pipe.vqvae)
     model.to("meta").set_attn_implementation("eager")
-    counted = MagePipeline(model, pipe.scheduler)
+    counted = MagePipeline(model, pipe.scheduler, **{name: pipe.config[name] for name in PIPELINE_CHOICES})
     counted.set_progress_bar_config(disable=True)
     return counted
 
