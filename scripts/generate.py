@@ -22,7 +22,7 @@ from transformers_mage.command_line import argument, check_numbers, parse_argume
 from transformers_mage.conditioning import GUIDANCE_SCHEDULES
 from transformers_mage.files import explains_full_disk, fingerprint, locked, written_aside
 from transformers_mage.hub_folders import UNREADABLE
-from transformers_mage.pipeline_saving import DEFAULTS
+from transformers_mage.pipeline_saving import PIPELINE_DEFAULTS
 from transformers_mage.precision import is_bfloat16_fast_for_all
 from transformers_mage.sampling import (
     FORMATS,
@@ -43,9 +43,9 @@ SCHEDULER_CHOICES = (
     *("token_temperature", "top_k", "top_p"),
 )
 CALL_CHOICES = ("num_inference_steps", "temperature")
-PIPELINE_CHOICES = tuple(DEFAULTS)
+PIPELINE_CHOICES = tuple(PIPELINE_DEFAULTS)
 # How images were made before all of these could be chosen; folders of then are resumed.
-EARLIER = DEFAULTS | {"temperature_schedule": "linear"}
+EARLIER = PIPELINE_DEFAULTS | {"temperature_schedule": "linear"}
 NUM_IN_GRID = 64
 
 

@@ -112,6 +112,7 @@ def test_a_model_that_never_saw_the_unconditional_token_takes_no_guidance(condit
         ({"guidance_interval": (0, 20)}, "`guidance_interval` must be two shares"),
         ({"guidance_interval": (0, math.nan)}, "`guidance_interval` must be two shares"),
         ({"guidance_interval": 0.5}, "`guidance_interval` must be two shares"),
+        ({"guidance_interval": "01"}, "`guidance_interval` must be two shares"),
         ({"guidance_schedule": "quadratic"}, r"one of \['linear', 'constant', 'cosine'\], got 'quadratic'"),
     ],
 )

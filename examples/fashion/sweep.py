@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--image_network", help='also a Fréchet distance by this network, as "efficientnet-lite0"')
     parser.add_argument("--bf16", action="store_true", help="sample in bfloat16, on a processor that is fast at it")
     arguments = parser.parse_args(argv)
+    if len(arguments.guidance_interval) % 2:
+        parser.error(f"--guidance_interval takes two shares for each interval, got {arguments.guidance_interval}")
 
     judge = FashionJudge.load(arguments.judge / "model.safetensors")
     validation = load_split(arguments.dataset_name, "validation")[0]

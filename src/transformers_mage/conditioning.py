@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from .checks import is_whole_number, whole_number
+from .checks import finite_number, is_whole_number, whole_number
 from .configuration_mage import MageConfig
 
 # The model's label of "no class": the unconditional token takes the place of the class embedding.
@@ -82,11 +82,13 @@ class GuidancePlan:
     def __post_init__(self):
         if not isinstance(self.schedule, str) or self.schedule not in GUIDANCE_SCHEDULES:
             raise ValueError(f"`guidance_schedule` must be one of {list(GUIDANCE_SCHEDULES)}, got {self.schedule!r}.")
-        if not _is_interval(self.interval):
+        interval = _as_interval(self.interval)
+        if interval is None:
             raise ValueError(
                 "`guidance_interval` must be two shares of the steps, (from, to) with 0 <= from < to <= 1, got "
                 f"{self.interval!r}."
             )
+        object.__setattr__(self, "interval", interval)
 
     def at(self, scale: float, step: int, num_steps: int) -> float:
         """Guidance g_s of step `step` (from 0) of `num_steps`."""
@@ -96,12 +98,12 @@ class GuidancePlan:
         return guidance_at(scale, self.schedule, (step + 1) / num_steps)
 
 
-def _is_interval(interval: Sequence[float]) -> bool:
+def _as_interval(interval: Sequence[float]) -> tuple[float, float] | None:
     try:
-        begin, end = (float(share) for share in interval)
+        begin, end = (finite_number("guidance_interval", share) for share in interval)
     except (TypeError, ValueError):
-        return False
-    return 0 <= begin < end <= 1
+        return None
+    return (begin, end) if begin < end <= 1 else None
 
 
 def guidance_at(scale: float, schedule: str, done: float) -> float:

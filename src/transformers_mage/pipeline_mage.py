@@ -90,9 +90,10 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             every how many steps, or in which (counted from 0), all tokens are computed. Steps between compute only
             the tokens that were hidden in the last full one; the others' keys and values stay what they were there
             (ReCAP, arXiv 2505.19089). It is saved with the pipeline.
-        guidance_scale (`float`, *optional*, defaults to 0.0), guidance_schedule (`str`, *optional*, defaults to
-            `"linear"`), guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
-            guidance of calls that do not say theirs; see there. They are saved with the pipeline.
+        guidance_scale (`float`, *optional*, defaults to 0.0):
+            that of calls that do not say theirs, as the next two. It is saved with the pipeline.
+        guidance_schedule (`str`, *optional*, defaults to `"linear"`): likewise.
+        guidance_interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): likewise.
 
     Raises:
         ValueError: where `representation_model` draws representations of another size than the model takes, or for
@@ -148,7 +149,7 @@ class MagePipeline(PipelineSavingMixin, PipelineRepresentationMixin, DiffusionPi
             # As Python's own numbers, since they are saved as JSON.
             guidance_scale=float(guidance_scale),
             guidance_schedule=guidance.schedule,
-            guidance_interval=[float(share) for share in guidance.interval],
+            guidance_interval=list(guidance.interval),
         )
         self.pixel_processor = VaeImageProcessor(vae_scale_factor=model.config.patch_size, do_normalize=False)
         self._code_colors: torch.Tensor | None = None

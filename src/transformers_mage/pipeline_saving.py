@@ -30,7 +30,7 @@ _OWN_PARTS: dict[str, Any] = {
 _LOADING = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors")
 
 # What a saved pipeline does not say, so that earlier versions of this package know all that it says.
-DEFAULTS = {
+PIPELINE_DEFAULTS = {
     **{"encoder_keep_share": None, "full_steps": 1},
     **{"guidance_scale": 0.0, "guidance_schedule": "linear", "guidance_interval": [0.0, 1.0]},
 }
@@ -235,7 +235,7 @@ class PipelineSavingMixin(_Pipeline):
         # Where the pipeline was loaded from is nobody's business but this machine's.
         index = {name: value for name, value in json.loads(self.to_json_string()).items() if name != "_name_or_path"}
         index["_class_name"] = type(self).__name__
-        for name, default in DEFAULTS.items():
+        for name, default in PIPELINE_DEFAULTS.items():
             if index[name] == default:
                 del index[name]
         for name, component in self.components.items():

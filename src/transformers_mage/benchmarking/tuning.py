@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..files import write_text
 from ..pipeline_mage import MagePipeline
-from ..pipeline_saving import DEFAULTS
+from ..pipeline_saving import PIPELINE_DEFAULTS
 from ..scheduling_mage import MageScheduler
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 
-GUIDANCE_CHOICES = ("guidance_scale", "guidance_schedule", "guidance_interval")
-PIPELINE_CHOICES = ("encoder_keep_share", "full_steps", *GUIDANCE_CHOICES)
+PIPELINE_CHOICES = tuple(PIPELINE_DEFAULTS)
 SCHEDULER_CHOICES = (
     *("num_inference_steps", "temperature", "masking_schedule", "temperature_schedule"),
     *("unmasking_order", "token_temperature", "top_k", "top_p"),
@@ -43,18 +42,18 @@ def combinations(choices: Mapping[str, Sequence[Any]]) -> list[Row]:
         if row.get("unmasking_order", "confidence") != "confidence":
             row["temperature"] = None
         if not row.get("guidance_scale"):
-            row |= {name: None for name in GUIDANCE_CHOICES[1:] if name in row}
+            row |= {name: None for name in ("guidance_schedule", "guidance_interval") if name in row}
         if row not in found:
             found.append(row)
     return found
 
 
 def pipe_with(pipe: MagePipeline, setting: Row) -> MagePipeline:
-    """The pipeline, changed to the setting; what it does not name, or is `None` of what cannot be, stays."""
+    """The pipeline, changed to the setting; what it does not name, or is `None` where that is no value, stays."""
     given = {name: setting[name] for name in SCHEDULER_CHOICES if setting.get(name) is not None}
     pipe.scheduler = MageScheduler.from_config(pipe.scheduler.config, **given)
     for name in PIPELINE_CHOICES:
-        if name in setting and (setting[name] is not None or DEFAULTS[name] is None):
+        if name in setting and (setting[name] is not None or PIPELINE_DEFAULTS[name] is None):
             pipe.register_to_config(**{name: setting[name]})
     return pipe
 
@@ -207,7 +206,7 @@ def save_setting(folder: Path, setting: Row):
     index = json.loads(path.read_text())
     for name in PIPELINE_CHOICES:
         index.pop(name, None)
-        if setting.get(name) not in (None, DEFAULTS[name]):
+        if setting.get(name) not in (None, PIPELINE_DEFAULTS[name]):
             index[name] = setting[name]
     # As diffusers writes it.
     write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")
